@@ -184,6 +184,12 @@ def test_reductions(name, axes, shape, to, expected):
     assert told(single(name, shape, to, operands=[axes])) == [expected]
 
 
+def test_maxima_are_older_than_minima():
+    for name, expected in (("REDUCE_MAX", "mapped"), ("REDUCE_MIN", "newer_runtime")):
+        content = single(name, (1, 7, 7, 30), (1, 30), operands=[[1, 2]])
+        assert told(content, "14.1.317412892") == [expected]
+
+
 def test_padding():
     inside = [[0, 0], [1, 1], [1, 1], [0, 0]]
     assert told(single("PAD", to=(1, 6, 6, 4), operands=[inside])) == ["mapped"]
@@ -242,6 +248,17 @@ def test_transposing_keeps_channels_innermost():
     for order, expected in (([0, 2, 1, 3], "mapped"), ([0, 3, 1, 2], "limitation")):
         content = single("TRANSPOSE", to=(1, 4, 4, 4), operands=[order])
         assert told(content) == [expected]
+
+
+def test_transposing_much():
+    for size, expected in ((196, "mapped"), (784, "limitation")):
+        to = (1, 3, size, 85)
+        assert told(single("TRANSPOSE", (1, size, 3, 85), to, operands=[[0, 2, 1, 3]])) == [
+            expected
+        ]
+    # No value moves where only sizes of 1 change places.
+    still = single("TRANSPOSE", (1, 1, 784, 255), (1, 784, 1, 255), operands=[[0, 2, 1, 3]])
+    assert told(still) == ["mapped"]
 
 
 def test_squeezing_for_old_runtimes():

@@ -18,6 +18,9 @@ MAX_SOFTMAX = 16_000
 MAX_RESIZED = 2**21
 # 64 x 128 is mapped, 256 x 128 is not (issue 461).
 MAX_AVERAGED = 2**14
+# 49,980 values are mapped, 199,920 are not: the heads of a YOLOv5s at 224 x 224 in release 16
+# (https://github.com/jveitchmichaelis/edgetpu-yolo).
+MAX_TRANSPOSED = 2**17
 # The heads of EfficientDet-Lite2 (3.4 million values) are mapped, those of Lite3 (4.4 million)
 # end in "large activation tensors" (issues 651, 653).
 MAX_HEAD = 2**22
@@ -151,6 +154,8 @@ def _transpose(use: Use) -> Verdict | None:
     if order and order != sorted(order) and order[-1] != max(order):
         # Posted logs have it mapped only where channels stay innermost.
         return Verdict("limitation", "it moves the innermost dimension")
+    if order != sorted(order) and source.elements > MAX_TRANSPOSED:
+        return Verdict("limitation", f"it moves {source.elements:,} values")
     return None
 
 

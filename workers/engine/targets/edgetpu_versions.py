@@ -34,7 +34,9 @@ SUPPORTED: dict[str, int] = {
     "PRELU": 13,
     # The table says 13; files made for runtime 12 hold it inside their mapped part all the same.
     "QUANTIZE": 12,
-    "REDUCE_MAX": 14,
+    # The table says 14; release 14.1, for runtime 13, maps it
+    # (https://github.com/maxbbraun/thermal-face/issues/2).
+    "REDUCE_MAX": 13,
     "REDUCE_MIN": 14,
     "RELU": 10,
     "RELU6": 10,
