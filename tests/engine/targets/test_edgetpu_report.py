@@ -163,6 +163,9 @@ def test_a_status_that_is_new():
         "unsupported_rank"
     )
     assert reason_of("Only Strided-Slice with unitary strides supported") == "limitation"
+    assert reason_of("For example, a fully-connected or softmax layer with 2D output") == (
+        "limitation"
+    )
     assert reason_of("Image-interpolation layer won't run precisely enough on Edge TPU") == (
         "imprecise_resize"
     )

@@ -59,6 +59,20 @@ def test_versions_that_are_not_mapped():
     assert told(half_pixel, "16.0.384591198") == ["mapped"]
 
 
+def test_dense_layers_that_keep_their_dimensions():
+    def dense(version):
+        b = Int8()
+        x = b.activation("x", [1, 8])
+        w = b.constant("w", np.ones((3, 8), np.int8), 0.1)
+        y = b.activation("y", [1, 3])
+        b.op("FULLY_CONNECTED", [x, w, -1], [y], schema.FullyConnectedOptionsT(), version)
+        return b.build([x], [y])
+
+    assert told(dense(4), "14.1.317412892") == ["mapped"]
+    assert told(dense(5), "14.1.317412892") == ["unsupported_version"]
+    assert told(dense(5), "16.0.384591198") == ["mapped"]
+
+
 def test_runtime_that_is_too_old():
     content = single("PRELU")
     transposed = single("TRANSPOSE", to=(1, 4, 4, 4), operands=[[0, 2, 1, 3]])

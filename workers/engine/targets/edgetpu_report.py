@@ -46,8 +46,10 @@ _STATUSES: tuple[tuple[str, ReasonCode], ...] = (
     ("version not supported", "unsupported_version"),
     ("runtime version", "newer_runtime"),
     ("unsupported rank", "unsupported_rank"),
-    # "Only Strided-Slice with unitary strides supported", of releases before 16.
+    # Of releases before 16: "Only Strided-Slice with unitary strides supported" and "For example,
+    # a fully-connected or softmax layer with 2D output" (google-coral/edgetpu issue 27).
     ("unitary strides", "limitation"),
+    ("2d output", "limitation"),
     ("not constant", "not_constant"),
     ("dynamic", "dynamic_tensor"),
     ("precise", "imprecise_resize"),
