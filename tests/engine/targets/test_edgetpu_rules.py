@@ -181,6 +181,13 @@ def test_lists_of_scores_that_are_too_large():
     assert told(single("LOGISTIC", (1, 49_104, 90))) == ["too_large"]
     assert told(single("LOGISTIC", (1, 512, 512, 64))) == ["mapped"]
 
+    def reshaped(size):
+        to = (1, size * size * 9, 90)
+        return told(single("RESHAPE", (1, size, size, 810), to, operands=[to]))
+
+    assert reshaped(56) == ["mapped"]
+    assert reshaped(80) == ["too_large"]
+
 
 @pytest.mark.parametrize(
     ("name", "axes", "shape", "to", "expected"),

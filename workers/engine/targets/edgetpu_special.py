@@ -22,7 +22,8 @@ MAX_AVERAGED = 2**14
 # (https://github.com/jveitchmichaelis/edgetpu-yolo).
 MAX_TRANSPOSED = 2**17
 # The heads of EfficientDet-Lite2 (3.4 million values) are mapped, those of Lite3 (4.4 million)
-# end in "large activation tensors" (issues 651, 653).
+# end in "large activation tensors" (issues 557, 651, 653) unless they are cut off by hand
+# (issue 671). The table warns of reshapes of large tensors too.
 MAX_HEAD = 2**22
 
 
@@ -182,6 +183,7 @@ SPECIAL: dict[str, Callable[[Use], Verdict | None]] = {
     "PRELU": _prelu,
     "REDUCE_MAX": _reduction,
     "REDUCE_MIN": _reduction,
+    "RESHAPE": _head,
     "RESIZE_BILINEAR": _resize,
     "RESIZE_NEAREST_NEIGHBOR": _resize,
     "SOFTMAX": _softmax,
