@@ -8,7 +8,7 @@ for the option for multiple subgraphs, and one that failed to compile must be pr
 
 import argparse
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from app.domain.edgetpu import DEFAULT_COMPILER, EdgeTpuAnalysis
@@ -65,7 +65,15 @@ def _truth(source: Path, other: Path, content: bytes) -> Truth:
     truth = edgetpu_truth.logged(other, source)
     if truth is None:
         raise ValueError(f"{other.name} holds nothing that the compiler prints")
-    return truth
+    if truth.detail == "count":
+        return truth
+    # The .log has the table, what was printed beside it the number of parts and the sizes.
+    texts = [path for path in edgetpu_truth.truths(source) if path.suffix != ".tflite"]
+    printed = [edgetpu_truth.logged(path, source) for path in texts]
+    parts = max([truth.parts, *(each.parts for each in printed if each is not None)])
+    sizes = [each.parameter_bytes for each in (truth, *printed) if each is not None]
+    size = next((size for size in sizes if size is not None), None)
+    return replace(truth, parts=parts, parameter_bytes=size)
 
 
 def _scored(name: str, other: str, content: bytes, truth: Truth, compiler: str | None) -> Score:

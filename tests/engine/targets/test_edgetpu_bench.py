@@ -119,6 +119,21 @@ def test_of_several_texts_the_table_is_taken_and_a_failure_last(tmp_path):
     assert score.split_right
 
 
+def test_a_log_and_what_was_printed_beside_it(tmp_path):
+    """The table is in the one, the number of parts in the other."""
+    table = LEAKY + "CONV_2D  2   Mapped to Edge TPU\n"
+    printed = (
+        "Model compiled successfully in 2 ms.\nInput model: small.tflite\n"
+        "On-chip memory used for caching model parameters: 1.00KiB\n"
+        "Off-chip memory used for streaming uncached model parameters: 0.00B\n"
+        "Number of Edge TPU subgraphs: 2\nTotal number of operations: 3\n"
+    )
+    assert not put(tmp_path, small_edgetpu__log=table).split_right
+    score = put(tmp_path, small_edgetpu__log=table, small_stdout__txt=printed)
+    assert (score.truth, score.split_right) == ("small_edgetpu.log", True)
+    assert score.actual == 1024
+
+
 def test_labels_are_no_log(tmp_path):
     (tmp_path / "small.tflite").write_bytes(source())
     (tmp_path / "small.txt").write_text("0  person\n1  bicycle\n")
