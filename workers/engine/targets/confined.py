@@ -27,6 +27,9 @@ def main(parent: int, file_bytes: int, what: str, *arguments: str) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
     if what == "exec":
+        # Python ignores these, and what is ignored stays so.
+        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         os.execv(arguments[0], arguments)
     sys.argv = [what, *arguments]
     if what.endswith(".py"):

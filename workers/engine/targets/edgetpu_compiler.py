@@ -131,7 +131,7 @@ def _run(
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, signal.SIGKILL)
             code = process.wait()
-        if code == -signal.SIGXFSZ:
+        if code == -signal.SIGXFSZ or _is_too_much(printed.fileno(), directory, max_written):
             raise _wrote_too_much()
         printed.seek(0)
         text = printed.read(MAX_PRINTED_BYTES).decode("utf-8", "replace")
@@ -154,9 +154,13 @@ def _watch(
                 f"The Edge TPU compiler did not end within {timeout:g} s and was stopped.",
                 "Allow more time, or make the model or its input smaller.",
             )
-        if os.fstat(printed).st_size > MAX_PRINTED_BYTES or _written(directory) > max_written:
+        if _is_too_much(printed, directory, max_written):
             raise _wrote_too_much()
         time.sleep(_POLL_SECONDS)
+
+
+def _is_too_much(printed: int, directory: Path, max_written: int) -> bool:
+    return os.fstat(printed).st_size > MAX_PRINTED_BYTES or _written(directory) >= max_written
 
 
 def _wrote_too_much() -> WorkError:
