@@ -265,18 +265,17 @@ def test_slopes_of_prelu_differ_by_channel_only():
         assert told(b.build([x], [y])) == [expected]
 
 
-def test_transposing_keeps_channels_innermost():
-    for order, expected in (([0, 2, 1, 3], "mapped"), ([0, 3, 1, 2], "limitation")):
-        content = single("TRANSPOSE", to=(1, 4, 4, 4), operands=[order])
-        assert told(content) == [expected]
-
-
 def test_transposing_much():
     for size, expected in ((196, "mapped"), (784, "limitation")):
         to = (1, 3, size, 85)
         assert told(single("TRANSPOSE", (1, size, 3, 85), to, operands=[[0, 2, 1, 3]])) == [
             expected
         ]
+    channels_first = [0, 3, 1, 2]
+    for size, expected in ((24, "mapped"), (80, "limitation")):
+        to = (1, 144, size, size)
+        content = single("TRANSPOSE", (1, size, size, 144), to, operands=[channels_first])
+        assert told(content) == [expected]
     # No value moves where only sizes of 1 change places.
     still = single("TRANSPOSE", (1, 1, 784, 255), (1, 784, 1, 255), operands=[[0, 2, 1, 3]])
     assert told(still) == ["mapped"]

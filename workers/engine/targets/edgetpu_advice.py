@@ -37,7 +37,7 @@ _USES = {
     "MEAN": "Average in steps: a smaller average pooling first, then the mean.",
     "RESIZE_BILINEAR": "Resize to fewer values, or leave the last resize to the program.",
     "RESIZE_NEAREST_NEIGHBOR": "Resize to fewer values, or leave the last resize to the program.",
-    "TRANSPOSE": "Keep channels innermost (NHWC) throughout the model.",
+    "TRANSPOSE": "Keep channels innermost (NHWC) throughout, so that nothing large is transposed.",
 }
 
 
