@@ -19,8 +19,8 @@ MAX_RESIZED = 2**21
 # 64 x 128 is mapped, 256 x 128 is not (issue 461).
 MAX_AVERAGED = 2**14
 # Release 16 maps every transpose of YOLOv8 at 192 x 192, whose largest head has 24 x 24 x 144 =
-# 82,944 values and is turned to channels first, and leaves 28 x 28 x 255 = 199,920 values of YOLOv5s
-# at 224 x 224 out, though channels stay where they are (the logs and export.md of
+# 82,944 values and is turned to channels first, and leaves out 28 x 28 x 255 = 199,920 values of
+# YOLOv5s at 224 x 224, though channels stay where they are (the logs and export.md of
 # https://github.com/jveitchmichaelis/edgetpu-yolo).
 MAX_TRANSPOSED = 2**17
 # The heads of EfficientDet-Lite2 (3.4 million values) are mapped, those of Lite3 (4.4 million)
