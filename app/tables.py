@@ -120,6 +120,7 @@ class JobRow(Owned, Base):
     __table_args__ = (
         Index("jobs_by_status", "tenant_id", "status", "id"),
         Index("jobs_by_model", "tenant_id", "model_id", "id"),
+        Index("jobs_ended", "finished_at"),
     )
 
     status: Mapped[str] = mapped_column(default="queued")
@@ -198,7 +199,8 @@ class TaskRow(Owned, Base):
 
     __tablename__ = "tasks"
     __table_args__ = (
-        Index("tasks_due", "queue", "status", "priority", "id"),
+        Index("tasks_due", "queue", "status", "tenant_id", "priority", "available_at", "id"),
+        Index("tasks_by_time", "queue", "status", "available_at"),
         UniqueConstraint("kind", "subject_id"),
     )
 
@@ -256,3 +258,69 @@ class WorkerRow(Base):
     queues: Mapped[list[Any]]
     details: Mapped[dict[str, Any]] = mapped_column(default=dict)
     seen_at: Mapped[datetime] = mapped_column(default=now, index=True)
+
+
+class TurnRow(Base):
+    """When a tenant was last served in a queue; see app.turns."""
+
+    __tablename__ = "turns"
+
+    queue: Mapped[str] = mapped_column(primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(primary_key=True)
+    served_at: Mapped[datetime]
+
+
+class QuotaRow(Base):
+    """What a tenant may use, where that differs from the settings (null: as they say; -1: without
+    limit), and the jobs that it submitted on a day (UTC)."""
+
+    __tablename__ = "quotas"
+
+    tenant_id: Mapped[str] = mapped_column(primary_key=True)
+    max_storage_bytes: Mapped[int | None] = mapped_column(default=None)
+    max_concurrent_jobs: Mapped[int | None] = mapped_column(default=None)
+    max_jobs_per_day: Mapped[int | None] = mapped_column(default=None)
+    max_queued_jobs: Mapped[int | None] = mapped_column(default=None)
+    day: Mapped[str] = mapped_column(default="")
+    jobs_of_day: Mapped[int] = mapped_column(default=0)
+
+
+class WebhookRow(Owned, Base):
+    """Where a tenant is told of events. Secrets are kept as they are: they sign."""
+
+    __tablename__ = "webhooks"
+
+    url: Mapped[str] = mapped_column(Text)
+    description: Mapped[str] = mapped_column(default="")
+    events: Mapped[list[Any]]
+    secret: Mapped[str]
+    # Signs beside `secret` until then, so that receivers can change over.
+    old_secret: Mapped[str | None] = mapped_column(default=None)
+    old_secret_until: Mapped[datetime | None] = mapped_column(default=None)
+    enabled: Mapped[bool] = mapped_column(Boolean, default=True)
+    disabled_reason: Mapped[str | None] = mapped_column(default=None)
+    # Since when no delivery has succeeded.
+    failing_since: Mapped[datetime | None] = mapped_column(default=None)
+
+
+class DeliveryRow(Owned, Base):
+    """A message to a webhook, written with the event that it tells of; its id is the message's."""
+
+    __tablename__ = "deliveries"
+    __table_args__ = (Index("deliveries_by_webhook", "webhook_id", "id"),)
+
+    webhook_id: Mapped[str] = mapped_column(ForeignKey("webhooks.id", ondelete="CASCADE"))
+    event: Mapped[str]
+    # The body, byte for byte: every attempt sends the same.
+    body: Mapped[str] = mapped_column(Text)
+    status: Mapped[str] = mapped_column(default="pending")
+    attempts: Mapped[int] = mapped_column(Integer, default=0)
+    # Attempts since it was made or replayed: the place in the schedule.
+    tries: Mapped[int] = mapped_column(Integer, default=0)
+    next_attempt_at: Mapped[datetime | None] = mapped_column(default=None)
+    last_attempt_at: Mapped[datetime | None] = mapped_column(default=None)
+    response_status: Mapped[int | None] = mapped_column(Integer, default=None)
+    response_excerpt: Mapped[str | None] = mapped_column(Text, default=None)
+    latency_ms: Mapped[float | None] = mapped_column(Float, default=None)
+    error: Mapped[str | None] = mapped_column(Text, default=None)
+    delivered_at: Mapped[datetime | None] = mapped_column(default=None)

@@ -11,7 +11,7 @@ from fastapi.sse import EventSourceResponse, format_sse_event
 from sqlalchemy import select
 from starlette.concurrency import run_in_threadpool
 
-from app import queue
+from app import turns
 from app.api import uploads
 from app.api.content import disposition
 from app.api.deps import Cursor, Limit, Parts, Tenant, TheParts, location, one, owned, page
@@ -159,7 +159,7 @@ def _read(parts: Parts, tenant: str, id_: str) -> JobRead:
             task = session.scalar(
                 select(TaskRow).where(TaskRow.kind == "prepare", TaskRow.subject_id == job.id)
             )
-            position = queue.ahead_of(session, task) if task else None
+            position = turns.before(session, task) if task else None
         return JobRead.of(job, position)
 
 
