@@ -35,6 +35,13 @@ class Settings(BaseSettings):
     log_level: str = "INFO"
     log_format: str = Field(default="json", pattern="^(json|text)$")
 
+    # Per tenant, where the database says nothing else of it (`litesmith tenants set`).
+    tenant_max_storage_bytes: int | None = Field(default=None, ge=0)
+    tenant_max_concurrent_jobs: int | None = Field(default=None, ge=0)
+    tenant_max_jobs_per_day: int | None = Field(default=None, ge=0)
+    tenant_max_queued_jobs: int | None = Field(default=None, ge=0)
+    max_queued_jobs: int = Field(default=10_000, ge=1)
+
     fast_slots: int = Field(default=max(1, (os.cpu_count() or 1) // 2), ge=1)
     train_slots: int = Field(default=1, ge=1)
     light_spares: int = Field(default=4, ge=0)

@@ -20,7 +20,16 @@ from starlette.exceptions import HTTPException
 from ulid import ULID
 
 from app import __version__
-from app.api import analyses, artifacts, datasets, jobs, knowledge, models, service
+from app.api import (
+    analyses,
+    artifacts,
+    datasets,
+    jobs,
+    knowledge,
+    models,
+    service,
+    usage,
+)
 from app.api.analyses import AnalyzeArtifact
 from app.api.deps import Parts
 from app.api.models import CatalogRequest
@@ -63,7 +72,7 @@ def create_app(settings: Settings) -> FastAPI:
         responses={"4XX": problem, 422: problem},
     )
     app.state.parts = parts
-    for module in (models, datasets, jobs, artifacts, analyses, knowledge, service):
+    for module in (models, datasets, jobs, artifacts, analyses, usage, knowledge, service):
         app.include_router(module.router)
     app.middleware("http")(_identify)
     if settings.cors_origins:

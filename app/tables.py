@@ -120,7 +120,7 @@ class JobRow(Owned, Base):
     __table_args__ = (
         Index("jobs_by_status", "tenant_id", "status", "id"),
         Index("jobs_by_model", "tenant_id", "model_id", "id"),
-        Index("jobs_ended", "finished_at"),
+        Index("jobs_ended", "status", "finished_at"),
     )
 
     status: Mapped[str] = mapped_column(default="queued")

@@ -45,7 +45,7 @@ def create(
 ) -> tuple[ModelRow | DatasetRow, bool]:
     """The row of an uploaded file, and whether it is new: the same bytes are one model."""
     table = ModelRow if kind == "model" else DatasetRow
-    existing = _of_content(session, kind, tenant_id, stored.sha256)
+    existing = of_content(session, kind, tenant_id, stored.sha256)
     if existing is not None:
         if existing.status == "invalid" or _outdated(existing):
             # It may have been for want of memory, or by an older version of the inspection.
@@ -93,7 +93,7 @@ def enqueue_inspection(
     )
 
 
-def _of_content(
+def of_content(
     session: Session, kind: str, tenant_id: str, sha256: str
 ) -> ModelRow | DatasetRow | None:
     content = {"tenant_id": tenant_id, "sha256": sha256}

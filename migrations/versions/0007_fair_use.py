@@ -21,7 +21,7 @@ def upgrade() -> None:
     due = ["queue", "status", "tenant_id", "priority", "available_at", "id"]
     op.create_index("tasks_due", "tasks", due)
     op.create_index("tasks_by_time", "tasks", ["queue", "status", "available_at"])
-    op.create_index("jobs_ended", "jobs", ["finished_at"])
+    op.create_index("jobs_ended", "jobs", ["status", "finished_at"])
     op.create_table(
         "turns",
         sa.Column("queue", sa.String(), primary_key=True),
