@@ -8,7 +8,7 @@ from typing import Any
 from alembic import command
 from alembic.config import Config
 from sqlalchemy import Connection, Engine, create_engine, event, make_url
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, sessionmaker
 
 from app.config import Settings
 
@@ -25,16 +25,17 @@ class Database:
     def __init__(self, url: str) -> None:
         self.engine = _engine(url)
         self._writer = self.engine.execution_options(immediate=True)
+        self.sessions = sessionmaker(expire_on_commit=False)
 
     @contextmanager
     def read(self) -> Iterator[Session]:
-        with Session(self.engine, expire_on_commit=False) as session:
+        with self.sessions(bind=self.engine) as session:
             yield session
 
     @contextmanager
     def write(self) -> Iterator[Session]:
         """A transaction that commits at the end, and rolls back on any exception."""
-        with Session(self._writer, expire_on_commit=False) as session, session.begin():
+        with self.sessions(bind=self._writer) as session, session.begin():
             yield session
 
     def close(self) -> None:

@@ -9,7 +9,7 @@ from http import HTTPStatus
 from typing import Any
 
 import uvicorn
-from fastapi import FastAPI, Request, Response
+from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.openapi.utils import get_openapi
@@ -22,7 +22,7 @@ from ulid import ULID
 from app import __version__
 from app.api import analyses, artifacts, datasets, jobs, knowledge, models, service
 from app.api.analyses import AnalyzeArtifact
-from app.api.deps import Parts
+from app.api.deps import Parts, principal
 from app.api.models import CatalogRequest
 from app.api.schemas import ProblemDetails
 from app.api.watch import Watcher
@@ -32,6 +32,7 @@ from app.domain.jobs import JobSpec
 from app.errors import FieldError, ServiceError
 from app.logging import configure, request_id
 from app.metrics import REQUEST_COUNT, REQUEST_SECONDS
+from app.principal import confine
 from app.queue import Doorbell
 from app.services.advice import AdviseRequest
 from app.storage import open_storage
@@ -44,6 +45,7 @@ PROBLEM = "application/problem+json"
 def create_app(settings: Settings) -> FastAPI:
     """The application over the database, storage and broker that `settings` name."""
     database = Database(settings.database)
+    confine(database)
     parts = Parts(
         settings, database, open_storage(settings), Doorbell(settings.broker), Watcher(database)
     )
@@ -60,6 +62,7 @@ def create_app(settings: Settings) -> FastAPI:
         summary="Makes TensorFlow models small and fast for edge devices, and proves it.",
         version=__version__,
         lifespan=lifespan,
+        dependencies=[Depends(principal)],
         responses={"4XX": problem, 422: problem},
     )
     app.state.parts = parts

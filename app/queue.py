@@ -299,7 +299,9 @@ def ahead_of(session: Session, task: TaskRow) -> int:
     )
     return (
         session.scalar(
-            select(func.count()).select_from(TaskRow).where(TaskRow.queue == task.queue, before)
+            select(func.count()).select_from(TaskRow).where(TaskRow.queue == task.queue, before),
+            # The queue is shared: a number of others, of whom nothing more is told.
+            execution_options={"all_tenants": True},
         )
         or 0
     )
