@@ -4,8 +4,9 @@ import os
 import tempfile
 from functools import cached_property
 from hashlib import sha256
+from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -28,6 +29,9 @@ class Settings(BaseSettings):
     s3_region: str = "us-east-1"
     s3_access_key_id: str | None = None
     s3_secret_access_key: str | None = None
+
+    auth: Literal["auto", "on"] = "auto"
+    audit_retention_days: float = Field(default=365, gt=0)
 
     max_upload_bytes: int = Field(default=4 * GIB, ge=1)
     max_unpacked_bytes: int = Field(default=20 * GIB, ge=1)
@@ -71,6 +75,11 @@ class Settings(BaseSettings):
         return [origin.strip().rstrip("/") for origin in value if origin.strip()]
 
     @cached_property
+    def asks_for_keys(self) -> bool:
+        """Whether every request needs an API key: always, but on a loopback address."""
+        return self.auth == "on" or not is_loopback(self.host)
+
+    @cached_property
     def root(self) -> Path:
         """The data directory, absolute."""
         return self.data_dir.expanduser().resolve()
@@ -108,6 +117,16 @@ class Settings(BaseSettings):
         values = self.model_dump(mode="json", exclude_none=True)
         values["data_dir"] = str(self.root)
         return {f"LITESMITH_{name.upper()}": _as_text(value) for name, value in values.items()}
+
+
+def is_loopback(host: str | None) -> bool:
+    """Whether a name or address can only be this machine's own."""
+    if host == "localhost":
+        return True
+    try:
+        return host is not None and ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _as_text(value: object) -> str:

@@ -9,7 +9,7 @@ from http import HTTPStatus
 from typing import Any
 
 import uvicorn
-from fastapi import FastAPI, Request, Response
+from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.openapi.utils import get_openapi
@@ -25,13 +25,17 @@ from app.api import (
     artifacts,
     datasets,
     jobs,
+    keys,
     knowledge,
     models,
     service,
     usage,
 )
+from app.api.access import scope_of
 from app.api.analyses import AnalyzeArtifact
-from app.api.deps import Parts
+from app.api.deps import Parts, principal
+from app.api.headers import SecurityHeaders
+from app.api.keys import KeyCreate
 from app.api.models import CatalogRequest
 from app.api.schemas import ProblemDetails
 from app.api.watch import Watcher
@@ -41,7 +45,9 @@ from app.domain.jobs import JobSpec
 from app.errors import FieldError, ServiceError
 from app.logging import configure, request_id
 from app.metrics import REQUEST_COUNT, REQUEST_SECONDS
+from app.principal import Principal, confine
 from app.queue import Doorbell
+from app.services import keys as keys_service
 from app.services.advice import AdviseRequest
 from app.storage import open_storage
 
@@ -53,6 +59,7 @@ PROBLEM = "application/problem+json"
 def create_app(settings: Settings) -> FastAPI:
     """The application over the database, storage and broker that `settings` name."""
     database = Database(settings.database)
+    confine(database)
     parts = Parts(
         settings, database, open_storage(settings), Doorbell(settings.broker), Watcher(database)
     )
@@ -69,10 +76,11 @@ def create_app(settings: Settings) -> FastAPI:
         summary="Makes TensorFlow models small and fast for edge devices, and proves it.",
         version=__version__,
         lifespan=lifespan,
+        dependencies=[Depends(principal)],
         responses={"4XX": problem, 422: problem},
     )
     app.state.parts = parts
-    for module in (models, datasets, jobs, artifacts, analyses, usage, knowledge, service):
+    for module in (models, datasets, jobs, artifacts, analyses, usage, knowledge, keys, service):
         app.include_router(module.router)
     app.middleware("http")(_identify)
     if settings.cors_origins:
@@ -91,6 +99,7 @@ def create_app(settings: Settings) -> FastAPI:
                 "Content-Disposition",
             ],
         )
+    app.add_middleware(SecurityHeaders)
     app.exception_handler(ServiceError)(_service_error)
     app.exception_handler(RequestValidationError)(_validation_error)
     for away in (OperationalError, InterfaceError, PoolTimeout):
@@ -109,14 +118,22 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
         title=app.title, version=app.version, summary=app.summary, routes=app.routes
     )
     components = schema["components"]["schemas"]
-    by_hand = (JobSpec, CatalogRequest, AdviseRequest, AnalyzeArtifact)
+    by_hand = (JobSpec, CatalogRequest, AdviseRequest, AnalyzeArtifact, KeyCreate)
     _, bodies = models_json_schema(
         [(body, "validation") for body in by_hand],
         ref_template="#/components/schemas/{model}",
     )
     components.update({**bodies["$defs"], **components})
-    for operations in schema["paths"].values():
-        for operation in operations.values():
+    asks_for_keys = app.state.parts.settings.asks_for_keys
+    if asks_for_keys:
+        schema["components"]["securitySchemes"] = {
+            "api_key": {"type": "http", "scheme": "bearer", "description": "An API key: ls_…"}
+        }
+    for path, operations in schema["paths"].items():
+        for method, operation in operations.items():
+            scope = scope_of(method.upper(), path)
+            if asks_for_keys and scope is not None:
+                operation["security"] = [{"api_key": [scope]}]
             for status in ("4XX", "422"):
                 content = operation["responses"].get(status, {}).get("content", {})
                 if "application/json" in content:
@@ -145,10 +162,13 @@ async def _identify(
     route = getattr(request.scope.get("route"), "path", "none")
     REQUEST_COUNT.labels(request.method, route, response.status_code).inc()
     REQUEST_SECONDS.labels(request.method, route).observe(seconds)
+    who: Principal | None = getattr(request.state, "principal", None)
     log.info(
         "request",
         extra={
             "request_id": id_,
+            "tenant": who.tenant_id if who else None,
+            "key": who.key_id if who else None,
             "method": request.method,
             "path": request.url.path,
             "status": response.status_code,
@@ -234,8 +254,10 @@ def _unexpected(request: Request, error: Exception) -> Response:
 
 
 def serve(settings: Settings) -> None:
-    """Serve the api until SIGINT or SIGTERM."""
+    """Serve the api until SIGINT or SIGTERM. SystemExit where it would be open to nobody."""
     configure(settings, "api")
+    if (refusal := keys_service.refusal(settings)) is not None:
+        raise SystemExit(refusal)
     uvicorn.run(
         create_app(settings),
         host=settings.host,

@@ -249,6 +249,35 @@ class IdempotencyRow(Base):
     created_at: Mapped[datetime] = mapped_column(default=now)
 
 
+class KeyRow(Owned, Base):
+    """An API key. The secret is not kept: `digest` is the SHA-256 of the whole key, and `prefix`
+    its first characters, by which it is found and told from others."""
+
+    __tablename__ = "api_keys"
+
+    name: Mapped[str]
+    prefix: Mapped[str] = mapped_column(unique=True)
+    digest: Mapped[str]
+    scopes: Mapped[list[Any]]
+    expires_at: Mapped[datetime | None] = mapped_column(default=None)
+    revoked_at: Mapped[datetime | None] = mapped_column(default=None)
+    # To the minute.
+    last_used_at: Mapped[datetime | None] = mapped_column(default=None)
+
+
+class AuditRow(Owned, Base):
+    """Who changed what. Without a key: the command on the service's machine, or a service that
+    asks for none."""
+
+    __tablename__ = "audit"
+    __table_args__ = (Index("audit_by_time", "created_at"),)
+
+    key_id: Mapped[str | None] = mapped_column(default=None)
+    action: Mapped[str]
+    subject: Mapped[str]
+    request_id: Mapped[str | None] = mapped_column(default=None)
+
+
 class WorkerRow(Base):
     """A worker process and when it was last heard of."""
 

@@ -98,20 +98,23 @@ def served(session: Session, queue: str, tenant_id: str, at: datetime) -> None:
 def before(session: Session, task: TaskRow) -> int:
     """About how many tasks of the queue run or come before this one: all that run, the tenant's
     own that are more urgent, and of every other tenant as many as turns pass until then."""
-    running = sum(count for _, count in session.execute(_running(task.queue)))
+    # The queue is shared: numbers of others, of whom nothing more is told.
+    shared = {"all_tenants": True}
+    found = session.execute(_running(task.queue), execution_options=shared)
+    running = sum(count for _, count in found)
     waiting = (TaskRow.queue == task.queue, TaskRow.status == "queued")
     own = (*waiting, TaskRow.tenant_id == task.tenant_id)
     same = TaskRow.priority == task.priority
-    ahead = session.scalar(select(func.count()).where(*own, TaskRow.priority > task.priority)) or 0
-    ahead += (
-        session.scalar(
-            select(func.count()).where(*own, same, TaskRow.available_at < task.available_at)
-        )
-        or 0
-    )
+    sooner = (TaskRow.priority > task.priority, same & (TaskRow.available_at < task.available_at))
+    # Two counts, each of one stretch of the index.
+    ahead = sum(session.scalar(select(func.count()).where(*own, one)) or 0 for one in sooner)
     others = (
         select(func.count())
         .where(*waiting, TaskRow.tenant_id != task.tenant_id)
         .group_by(TaskRow.tenant_id)
     )
-    return running + ahead + sum(min(count, ahead + 1) for count in session.scalars(others))
+    return (
+        running
+        + ahead
+        + sum(min(count, ahead + 1) for count in session.scalars(others, execution_options=shared))
+    )

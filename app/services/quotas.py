@@ -100,7 +100,12 @@ def _jobs(session: Session, tenant_id: str | None, statuses: Any) -> int:
     statement = select(func.count()).where(JobRow.status.in_(statuses))
     if tenant_id is not None:
         statement = statement.where(JobRow.tenant_id == tenant_id)
-    return session.scalar(statement) or 0
+    return session.scalar(statement, execution_options=_of(tenant_id)) or 0
+
+
+def _of(tenant_id: str | None) -> dict[str, bool]:
+    """Of no tenant in particular: a number of others' jobs, of which nothing more is told."""
+    return {"all_tenants": tenant_id is None}
 
 
 def storage_bytes(session: Session, tenant_id: str) -> int:
@@ -215,6 +220,6 @@ def _seconds_for(session: Session, jobs: int, tenant_id: str | None) -> float:
     )
     if tenant_id is not None:
         statement = statement.where(JobRow.tenant_id == tenant_id)
-    ended = session.scalar(statement) or 0
+    ended = session.scalar(statement, execution_options=_of(tenant_id)) or 0
     seconds = jobs * RECENT.total_seconds() / ended if ended else 60.0
     return min(max(seconds, SHORTEST_S), LONGEST_S)
