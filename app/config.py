@@ -14,6 +14,9 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 GIB = 2**30
 
 
+RateLimit = Annotated[str, Field(pattern=r"^[1-9]\d{0,8}/(second|minute|hour|day)$")]
+
+
 class Settings(BaseSettings):
     """Settings from arguments, else from environment variables named LITESMITH_<FIELD>."""
 
@@ -39,6 +42,12 @@ class Settings(BaseSettings):
     log_level: str = "INFO"
     log_format: str = Field(default="json", pattern="^(json|text)$")
 
+    # "auto": where keys are asked for.
+    rate_limits: Literal["auto", "on", "off"] = "auto"
+    rate_limit_reads: RateLimit = "1200/minute"
+    rate_limit_writes: RateLimit = "120/minute"
+    rate_limit_uploads: RateLimit = "60/minute"
+    rate_limit_strangers: RateLimit = "30/minute"
     # Per tenant, where the database says nothing else of it (`litesmith tenants set`).
     tenant_max_storage_bytes: int | None = Field(default=None, ge=0)
     tenant_max_concurrent_jobs: int | None = Field(default=None, ge=0)

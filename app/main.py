@@ -37,6 +37,7 @@ from app.api.deps import Parts, principal
 from app.api.headers import SecurityHeaders
 from app.api.keys import KeyCreate
 from app.api.models import CatalogRequest
+from app.api.ratelimit import RateLimiter, limited, stranger
 from app.api.schemas import ProblemDetails
 from app.api.watch import Watcher
 from app.config import Settings
@@ -76,10 +77,12 @@ def create_app(settings: Settings) -> FastAPI:
         summary="Makes TensorFlow models small and fast for edge devices, and proves it.",
         version=__version__,
         lifespan=lifespan,
-        dependencies=[Depends(principal)],
+        dependencies=[Depends(principal), Depends(limited)],
         responses={"4XX": problem, 422: problem},
     )
     app.state.parts = parts
+    on = settings.rate_limits == "on" or (settings.rate_limits == "auto" and settings.asks_for_keys)
+    app.state.limiter = RateLimiter(settings) if on else None
     for module in (models, datasets, jobs, artifacts, analyses, usage, knowledge, keys, service):
         app.include_router(module.router)
     app.middleware("http")(_identify)
@@ -97,6 +100,9 @@ def create_app(settings: Settings) -> FastAPI:
                 "Content-Digest",
                 "Repr-Digest",
                 "Content-Disposition",
+                "RateLimit",
+                "RateLimit-Policy",
+                "Retry-After",
             ],
         )
     app.add_middleware(SecurityHeaders)
@@ -159,6 +165,8 @@ async def _identify(
         request_id.reset(token)
     seconds = time.perf_counter() - started
     response.headers["X-Request-ID"] = id_
+    if rate := getattr(request.state, "rate", None):
+        response.headers.update(rate.headers())
     route = getattr(request.scope.get("route"), "path", "none")
     REQUEST_COUNT.labels(request.method, route, response.status_code).inc()
     REQUEST_SECONDS.labels(request.method, route).observe(seconds)
@@ -198,8 +206,13 @@ def _problem(
     return Response(body.model_dump_json(exclude_none=True), status, media_type=PROBLEM)
 
 
-async def _service_error(_: Request, error: Exception) -> Response:
+async def _service_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ServiceError)
+    if error.status == 401:
+        try:
+            await stranger(request)
+        except ServiceError as too_often:
+            error = too_often
     response = _problem(error.status, error.code, error.detail, error.hint, error.errors)
     response.headers.update(error.headers)
     return response

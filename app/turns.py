@@ -101,7 +101,7 @@ def before(session: Session, task: TaskRow) -> int:
     # The queue is shared: numbers of others, of whom nothing more is told.
     shared = {"all_tenants": True}
     found = session.execute(_running(task.queue), execution_options=shared)
-    running = sum(count for _, count in found)
+    running = sum(int(count) for _, count in found)
     waiting = (TaskRow.queue == task.queue, TaskRow.status == "queued")
     own = (*waiting, TaskRow.tenant_id == task.tenant_id)
     same = TaskRow.priority == task.priority

@@ -18,7 +18,7 @@ DOCS_POLICY = (
     " img-src 'self' data: https://fastapi.tiangolo.com https://cdn.redoc.ly"
 )
 # Answers with secrets in them.
-SECRET = "/v1/keys"
+SECRET = ("/v1/keys", "/v1/webhooks")
 
 
 class SecurityHeaders:
@@ -40,7 +40,7 @@ class SecurityHeaders:
                 headers["Referrer-Policy"] = "no-referrer"
                 headers["Cross-Origin-Resource-Policy"] = "same-origin"
                 headers["Content-Security-Policy"] = _policy(path, headers.get("content-type", ""))
-                if path == SECRET or path.startswith(f"{SECRET}/"):
+                if path.startswith(SECRET):
                     headers["Cache-Control"] = "no-store"
             await send(message)
 
