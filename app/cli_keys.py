@@ -114,6 +114,7 @@ def _database(data_dir: Path | None) -> Iterator["Database"]:
     from sqlalchemy.exc import OperationalError
 
     from app.db import Database, migrate
+    from app.masking import mask
     from app.tables import KeyRow
 
     settings = settings_of(data_dir=data_dir)
@@ -128,6 +129,6 @@ def _database(data_dir: Path | None) -> Iterator["Database"]:
             )
         yield database
     except OperationalError as error:
-        raise stop(f"the database does not answer: {error.orig}") from None
+        raise stop(f"the database does not answer: {mask(str(error.orig))}") from None
     finally:
         database.close()

@@ -3,6 +3,7 @@
 import hashlib
 import json as jsonlib
 import os
+import re
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -43,7 +44,12 @@ class Connection:
     def __init__(self, base_url: str, api_key: str | None, timeout: float) -> None:
         self.base_url = base_url
         self._timeout = timeout
-        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        headers = {}
+        if api_key and (key := api_key.strip()):
+            if not re.fullmatch(r"[!-~]+", key):
+                detail = "The API key holds characters that no key has; it begins with ls_."
+                raise NotAllowed(401, {"code": "unauthenticated", "detail": detail})
+            headers["Authorization"] = f"Bearer {key}"
         try:
             self._http = httpx.Client(
                 base_url=self.base_url,
@@ -54,6 +60,8 @@ class Connection:
                 raise httpx.UnsupportedProtocol("it must begin with http:// or https://")
         except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
             raise Unreachable(f"'{base_url}' is no URL of a service: {error}") from None
+        # As errors show it: a password in it is no one's business.
+        self.base_url = str(self._http.base_url.copy_with(username=None, password=None)).rstrip("/")
 
     def close(self) -> None:
         """Close the sockets."""
