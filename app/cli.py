@@ -195,8 +195,8 @@ def worker(
     from app.embedded import run_worker
 
     names = [queue.strip() for queue in queues.split(",") if queue.strip()]
-    if not names or not set(names) <= {"fast", "train"}:
-        raise stop(f"--queues: '{queues}' must name fast, train, or both")
+    if not names or not set(names) <= {"fast", "train", "webhooks"}:
+        raise stop(f"--queues: '{queues}' must name one or more of fast, train, webhooks")
     run_worker(settings_of(data_dir=data_dir), names, concurrency)
 
 

@@ -4,7 +4,7 @@ import os
 import tempfile
 from functools import cached_property
 from hashlib import sha256
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -55,6 +55,15 @@ class Settings(BaseSettings):
     tenant_max_queued_jobs: int | None = Field(default=None, ge=0)
     max_queued_jobs: int = Field(default=10_000, ge=1)
 
+    # Receivers of webhooks that are not on the public internet: 10.1.0.0/16,127.0.0.0/8
+    webhook_allowed_networks: Annotated[list[str], NoDecode] = []
+    webhook_timeout_s: float = Field(default=10, gt=0, le=60)
+    # Pauses between the attempts: about a day in all.
+    webhook_retry_s: Annotated[list[float], NoDecode] = [
+        *(5, 60, 300, 1800, 7200, 18_000, 28_800, 28_800)
+    ]
+    webhook_slots: int = Field(default=4, ge=1)
+
     fast_slots: int = Field(default=max(1, (os.cpu_count() or 1) // 2), ge=1)
     train_slots: int = Field(default=1, ge=1)
     light_spares: int = Field(default=4, ge=0)
@@ -73,7 +82,7 @@ class Settings(BaseSettings):
     # What a job has found must be there until it ends: longer than its longest step.
     cache_retention_days: float = Field(default=30, ge=1)
 
-    @field_validator("cors_origins", mode="before")
+    @field_validator("cors_origins", "webhook_allowed_networks", "webhook_retry_s", mode="before")
     @classmethod
     def _separated_by_commas(cls, value: object) -> object:
         return value.split(",") if isinstance(value, str) else value
@@ -87,6 +96,18 @@ class Settings(BaseSettings):
     def asks_for_keys(self) -> bool:
         """Whether every request needs an API key: always, but on a loopback address."""
         return self.auth == "on" or not is_loopback(self.host)
+
+    @field_validator("webhook_allowed_networks")
+    @classmethod
+    def _are_networks(cls, value: list[str]) -> list[str]:
+        return [str(ip_network(text.strip())) for text in value if text.strip()]
+
+    @field_validator("webhook_retry_s")
+    @classmethod
+    def _are_pauses(cls, value: list[float]) -> list[float]:
+        if not value or min(value) <= 0:
+            raise ValueError("name at least one pause, each over 0 seconds")
+        return value
 
     @cached_property
     def root(self) -> Path:

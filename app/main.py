@@ -30,6 +30,7 @@ from app.api import (
     models,
     service,
     usage,
+    webhooks,
 )
 from app.api.access import scope_of
 from app.api.analyses import AnalyzeArtifact
@@ -40,6 +41,7 @@ from app.api.models import CatalogRequest
 from app.api.ratelimit import RateLimiter, limited, stranger
 from app.api.schemas import ProblemDetails
 from app.api.watch import Watcher
+from app.api.webhooks import WebhookChange, WebhookCreate
 from app.config import Settings
 from app.db import Database
 from app.domain.jobs import JobSpec
@@ -83,7 +85,18 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.parts = parts
     on = settings.rate_limits == "on" or (settings.rate_limits == "auto" and settings.asks_for_keys)
     app.state.limiter = RateLimiter(settings) if on else None
-    for module in (models, datasets, jobs, artifacts, analyses, usage, knowledge, keys, service):
+    for module in (
+        models,
+        datasets,
+        jobs,
+        artifacts,
+        analyses,
+        usage,
+        webhooks,
+        knowledge,
+        keys,
+        service,
+    ):
         app.include_router(module.router)
     app.middleware("http")(_identify)
     if settings.cors_origins:
@@ -124,7 +137,15 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
         title=app.title, version=app.version, summary=app.summary, routes=app.routes
     )
     components = schema["components"]["schemas"]
-    by_hand = (JobSpec, CatalogRequest, AdviseRequest, AnalyzeArtifact, KeyCreate)
+    by_hand = (
+        JobSpec,
+        CatalogRequest,
+        AdviseRequest,
+        AnalyzeArtifact,
+        KeyCreate,
+        WebhookCreate,
+        WebhookChange,
+    )
     _, bodies = models_json_schema(
         [(body, "validation") for body in by_hand],
         ref_template="#/components/schemas/{model}",

@@ -9,6 +9,7 @@ from app.config import Settings
 
 # An API key but for its first characters, which name it; passwords in URLs.
 API_KEY = re.compile(r"\b(ls_[A-Za-z0-9_-]{8})[A-Za-z0-9_-]{43}")
+WEBHOOK_SECRET = re.compile(r"\b(whsec_)[A-Za-z0-9+/=]{20,}")
 USER_PASSWORD = re.compile(r"(://[^\s:/@\"']*:)([^\s/@\"']+)@")
 QUERY_PASSWORD = re.compile(r"([?&]password=)([^\s&\"']+)")
 # What is shorter is no secret, and would be found in other words.
@@ -16,8 +17,9 @@ SHORTEST = 6
 
 
 def mask(text: str) -> str:
-    """Without API keys and passwords of URLs."""
-    text = USER_PASSWORD.sub(r"\1***@", API_KEY.sub(r"\1…", text))
+    """Without API keys, secrets of webhooks and passwords of URLs."""
+    text = WEBHOOK_SECRET.sub(r"\1***", API_KEY.sub(r"\1…", text))
+    text = USER_PASSWORD.sub(r"\1***@", text)
     return QUERY_PASSWORD.sub(r"\1***", text)
 
 

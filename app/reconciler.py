@@ -18,7 +18,16 @@ from app.domain.problems import Problem
 from app.queue import Doorbell
 from app.services import garbage, tasks
 from app.storage import Storage, open_storage
-from app.tables import AnalysisRow, EventRow, IdempotencyRow, JobRow, StepRow, WorkerRow, now
+from app.tables import (
+    AnalysisRow,
+    DeliveryRow,
+    EventRow,
+    IdempotencyRow,
+    JobRow,
+    StepRow,
+    WorkerRow,
+    now,
+)
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +73,8 @@ def clean(session: Session, settings: Settings) -> None:
     session.execute(
         delete(IdempotencyRow).where(IdempotencyRow.created_at < at - timedelta(days=1))
     )
+    sent = (DeliveryRow.status != "pending", DeliveryRow.created_at < old)
+    session.execute(delete(DeliveryRow).where(*sent))
     unused = at - timedelta(days=settings.cache_retention_days)
     session.execute(delete(StepRow).where(StepRow.created_at < unused))
     made = AnalysisRow.status != "analyzing"

@@ -11,7 +11,7 @@ from app.principal import OPERATOR
 PUBLIC = {"/healthz", "/readyz"}
 # The whole service in figures, over all tenants.
 OPERATORS = {"/metrics"}
-ADMIN = re.compile(r"/v1/(keys|audit)(/|$)")
+ADMIN = re.compile(r"/v1/(keys|audit|webhooks)(/|$)")
 # Changes nothing, though it is a POST.
 READING = {("POST", "/v1/advise")}
 # A proxy adds one of these: whoever stands behind it is not on this machine.

@@ -10,6 +10,7 @@ from app.domain.formats import dataset_format, model_format
 from app.domain.jobs import ACTIVE
 from app.domain.problems import Problem
 from app.errors import ServiceError
+from app.services import webhooks
 from app.storage import Stored
 from app.tables import DatasetRow, JobRow, ModelRow, new_id
 
@@ -130,12 +131,14 @@ def inspected(session: Session, row: ModelRow | DatasetRow, facts: dict[str, obj
     row.facts = facts
     row.error = None
     row.status = "ready"
+    webhooks.upload_event(session, row)
     _wake_jobs(session, row)
 
 
 def refused(session: Session, row: ModelRow | DatasetRow, problem: Problem) -> None:
     row.error = problem.model_dump(exclude_none=True)
     row.status = "invalid"
+    webhooks.upload_event(session, row)
     _wake_jobs(session, row)
 
 
