@@ -17,6 +17,8 @@ from app.cli_knowledge import advise, catalog, targets, techniques
 from app.cli_options import check_file, height_width, numbers, settings_of, size_bytes
 from app.cli_output import FAILED, Target, Watch, connect, out, show_job, stop
 from app.cli_resources import datasets, jobs, models
+from app.cli_tenants import tenants
+from app.cli_webhooks import usage, webhooks
 from app.client import DEFAULT_URL
 from app.domain.recipes import InvalidRecipe, parse_variant
 
@@ -29,7 +31,9 @@ main = typer.Typer(
 main.add_typer(models, name="models")
 main.add_typer(datasets, name="datasets")
 main.add_typer(jobs, name="jobs")
-for command in (advise, analyze, techniques, targets, catalog):
+main.add_typer(webhooks, name="webhooks")
+main.add_typer(tenants, name="tenants", rich_help_panel=RUN)
+for command in (advise, analyze, techniques, targets, catalog, usage):
     main.command()(command)
 
 RUN = "Run a service"

@@ -47,7 +47,7 @@ def create_key(
     if not (label := name.strip()) or not label.isprintable() or len(label) > 200:
         raise stop("--name: it must be printable text of at most 200 characters")
     expires_at = now() + timedelta(days=expires_in_days) if expires_in_days else None
-    with _database(data_dir) as database, database.write() as session:
+    with open_database(data_dir) as database, database.write() as session:
         new = not service.of_tenant(session, tenant)
         row, text = service.create(session, tenant, label, asked, expires_at)
         service.sign_command(session, tenant, "create_key", row.id)
@@ -64,7 +64,7 @@ def list_keys(
     """List the keys of all tenants, newest first."""
     from app.services import keys as service
 
-    with _database(data_dir) as database, database.read() as session:
+    with open_database(data_dir) as database, database.read() as session:
         rows = service.of_tenant(session, tenant)
     if not rows:
         say("there is no key yet; `litesmith keys create --name NAME` makes one")
@@ -98,7 +98,7 @@ def revoke_key(
     from app.services import keys as service
     from app.tables import KeyRow
 
-    with _database(data_dir) as database, database.write() as session:
+    with open_database(data_dir) as database, database.write() as session:
         row = session.get(KeyRow, key_id)
         if row is None:
             raise stop(f"there is no key '{key_id}'", hint="`litesmith keys list` shows them")
@@ -108,7 +108,7 @@ def revoke_key(
 
 
 @contextmanager
-def _database(data_dir: Path | None) -> Iterator["Database"]:
+def open_database(data_dir: Path | None) -> Iterator["Database"]:
     """The service's database, with its tables; an embedded one that is not there yet is made."""
     from sqlalchemy import inspect
     from sqlalchemy.exc import OperationalError

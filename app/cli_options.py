@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 _SIZES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 
 
-def size_bytes(text: str | None) -> int | None:
+def size_bytes(text: str | None, option: str = "max-size") -> int | None:
     if text is None:
         return None
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmg]i?)?b?\s*", text.lower())
     if not match:
-        raise stop(f"--max-size: '{text}' is no size; write 500000, 500kB, 2MB or 1MiB")
+        raise stop(f"--{option}: '{text}' is no size; write 500000, 500kB, 2MB or 1MiB")
     return int(float(match[1]) * _SIZES[match[2] or ""])
 
 

@@ -26,6 +26,7 @@ from app.client import (
     Event,
     InvalidRequest,
     InvalidUpload,
+    LimitReached,
     Job,
     LitesmithError,
     NotAllowed,
@@ -131,7 +132,9 @@ def _api_error(error: ApiError, url: str) -> typer.Exit:
         say("  next: set LITESMITH_API_KEY to a key of this service")
     reference = f", request {error.request_id}" if error.request_id else ""
     say(f"  ({error.code}, HTTP {error.status} from {url}{reference})")
-    asked_wrong = isinstance(error, InvalidRequest | NotAllowed | NotFound | Conflict)
+    asked_wrong = isinstance(
+        error, InvalidRequest | NotAllowed | NotFound | Conflict | LimitReached
+    )
     return typer.Exit(WRONG if asked_wrong else NO_SERVICE)
 
 

@@ -24,6 +24,7 @@ from app.client_types import (
     Event,
     InvalidRequest,
     InvalidUpload,
+    LimitReached,
     Model,
     NotAllowed,
     NotFound,
@@ -35,6 +36,7 @@ from app.domain.problems import Problem
 
 CHUNK_BYTES = 1024 * 1024
 Resource = TypeVar("Resource", Model, Dataset)
+LIMIT_CODES = frozenset({"rate_limited", "quota_exceeded", "queue_full", "busy"})
 OnProgress = Callable[[int, int], None]
 
 
@@ -251,6 +253,11 @@ def _api_error(answer: httpx.Response) -> ApiError:
     status = answer.status_code
     kinds: dict[int, type[ApiError]] = {401: NotAllowed, 403: NotAllowed, 404: NotFound}
     kinds |= dict.fromkeys((400, 413, 415, 422), InvalidRequest) | {409: Conflict}
+    if problem.get("code") in LIMIT_CODES:
+        reached = LimitReached(status, problem)
+        seconds = answer.headers.get("retry-after", "")
+        reached.retry_after_s = float(seconds) if seconds.isdecimal() else None
+        return reached
     kind = kinds.get(status, ServiceFailure if status >= 500 else ApiError)
     return kind(status, problem)
 
@@ -315,6 +322,8 @@ def follow(
             # The stream ended without its last event: cut off, or resumed after the end.
             if ended():
                 return
+        except LimitReached as error:
+            time.sleep(error.retry_after_s or pause)
         except (Unreachable, ServiceFailure) as error:
             if isinstance(error, ServiceFailure) and error.status not in (502, 503, 504):
                 raise

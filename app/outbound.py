@@ -25,8 +25,10 @@ import httpx
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
-# Global by its number, but answers with credentials inside a cloud (Azure).
-METADATA = frozenset({ip_address("168.63.129.16")})
+# Global by their numbers, but they answer with credentials inside a cloud (Azure, Oracle).
+METADATA = (ip_network("168.63.129.16/32"), ip_network("192.0.0.0/24"))
+# All that IANA has given out; site-local, NAT64 and what else may come are outside of it.
+UNICAST = ip_network("2000::/3")
 EXCERPT_BYTES = 1024
 MOST_ADDRESSES = 4
 
@@ -51,8 +53,10 @@ def is_public(address: Address) -> bool:
             return False
         if address.ipv4_mapped is not None:
             return True
+        if address not in UNICAST:
+            return False
     odd = address.is_multicast or address.is_reserved or address.is_unspecified
-    return address.is_global and not odd and address not in METADATA
+    return address.is_global and not odd and not _within(address, METADATA)
 
 
 def networks(texts: Iterable[str]) -> list[Network]:

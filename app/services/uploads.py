@@ -130,8 +130,10 @@ def delete(session: Session, row: ModelRow | DatasetRow) -> None:
 def inspected(session: Session, row: ModelRow | DatasetRow, facts: dict[str, object]) -> None:
     row.facts = facts
     row.error = None
-    row.status = "ready"
-    webhooks.upload_event(session, row)
+    # A model is inspected twice: before and after its conversion.
+    known, row.status = row.status == "ready", "ready"
+    if not known:
+        webhooks.upload_event(session, row)
     _wake_jobs(session, row)
 
 

@@ -326,9 +326,11 @@ def test_jobs_and_uploads_tell_what_happens_to_them(database: Database, receiver
             )  # fmt: skip
             if ready:
                 uploads.inspected(session, row, {})
+                uploads.inspected(session, row, {"notes": []})
             else:
                 uploads.refused(session, row, Problem(code="broken", message="It is broken."))
             assert isinstance(row, ModelRow)
+    assert len(deliveries(database)) == 4
     told = {row.event: json.loads(row.body) for row in deliveries(database)}
     assert set(told) == {"job.started", "job.finished", "model.ready", "model.invalid"}
     finished = told["job.finished"]["data"]
