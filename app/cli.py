@@ -32,11 +32,11 @@ main.add_typer(models, name="models")
 main.add_typer(datasets, name="datasets")
 main.add_typer(jobs, name="jobs")
 main.add_typer(webhooks, name="webhooks")
-main.add_typer(tenants, name="tenants", rich_help_panel=RUN)
 for command in (advise, analyze, techniques, targets, catalog, usage):
     main.command()(command)
 
 RUN = "Run a service"
+main.add_typer(tenants, name="tenants", rich_help_panel=RUN)
 main.add_typer(keys, name="keys", rich_help_panel=RUN)
 
 OptionalPath = Path | None

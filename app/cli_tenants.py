@@ -1,4 +1,4 @@
-"""`litesmith tenants`: limits of tenants, directly in the database, for whoever runs the service."""
+"""`litesmith tenants`: their limits, directly in the database, for whoever runs the service."""
 
 from pathlib import Path
 from typing import Annotated

@@ -27,6 +27,7 @@ from app.tables import (
     QuotaRow,
     StepRow,
     TaskRow,
+    TurnRow,
     VariantRow,
     new_id,
 )
@@ -81,7 +82,7 @@ class OutOfTenant(Exception):
 def _only(tenant_id: str) -> tuple[ORMOption, ...]:
     return tuple(
         with_loader_criteria(table, lambda row: row.tenant_id == tenant_id, include_aliases=True)
-        for table in (Owned, EventRow, IdempotencyRow, QuotaRow, StepRow)
+        for table in (Owned, EventRow, IdempotencyRow, QuotaRow, StepRow, TurnRow)
     )
 
 
@@ -129,6 +130,13 @@ def sign(session: Session, principal: Principal, action: str, subject: str) -> N
             request_id=request_id.get(),
         )
     )
+
+
+def note(session: Session, subject: str) -> None:
+    """Sign a change to `subject` that shows in consequences alone."""
+    doing = acting.get()
+    if doing is not None:
+        sign(session, doing.principal, doing.action, subject)
 
 
 def confine(database: Database) -> None:

@@ -14,6 +14,7 @@ from app.api.schemas import Page
 from app.api.spec import from_json, json_body
 from app.api.uploads import creating, once_more_on_conflict
 from app.errors import not_found
+from app.principal import note
 from app.services import webhooks
 from app.services.webhooks import EVENTS, Event
 from app.tables import DeliveryRow, WebhookRow
@@ -186,6 +187,8 @@ async def change_webhook(request: Request, parts: TheParts, tenant: Tenant, id: 
 
 
 def _change(parts: Parts, tenant: str, id_: str, text: str) -> WebhookRead:
+    with parts.database.read() as session:
+        _hook(session, tenant, id_)
     asked = from_json(WebhookChange, text, {})
     if asked.url is not None:
         webhooks.check_url(parts.settings, asked.url)
@@ -222,6 +225,7 @@ def test_webhook(parts: TheParts, tenant: Tenant, id: str) -> DeliveryRead:
     """Send a message of type `webhook.test`."""
     with creating(parts) as session:
         row = webhooks.ping(session, _hook(session, tenant, id))
+        note(session, id)
         session.flush()
         return DeliveryRead.of(row)
 
@@ -259,5 +263,6 @@ def replay_delivery(parts: TheParts, tenant: Tenant, id: str, delivery: str) -> 
         hook = _hook(session, tenant, id)
         row = _delivery(session, tenant, id, delivery)
         webhooks.replay(session, hook, row)
+        note(session, id)
         session.flush()
         return DeliveryRead.of(row)

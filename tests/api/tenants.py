@@ -15,7 +15,7 @@ from app.config import Settings
 from app.db import Database
 from app.domain.edgetpu import AnalysisOptions
 from app.main import create_app
-from app.services import jobs, keys
+from app.services import jobs, keys, webhooks
 from app.storage import open_storage, store_bytes
 from app.tables import (
     AnalysisRow,
@@ -73,7 +73,12 @@ def routes(app: FastAPI) -> set[tuple[str, str]]:
 @contextmanager
 def world(database: Database, folder: Path, **settings: Any) -> Iterator[World]:
     """Two tenants of a service that asks for keys, and a client on its machine."""
-    known: dict[str, Any] = {"auth": "on", "broker_url": NO_BROKER, "data_dir": folder} | settings
+    known: dict[str, Any] = {
+        "auth": "on",
+        "broker_url": NO_BROKER,
+        "data_dir": folder,
+        "webhook_allowed_networks": ["127.0.0.0/8"],
+    } | settings
     known["database_url"] = database.engine.url.render_as_string(hide_password=False)
     made = Settings(**known)
     app = create_app(made)
@@ -124,11 +129,14 @@ def furnish(settings: Settings, database: Database, name: str) -> Tenant:
             for position, label, artifacts in ((-1, "baseline", []), (0, "float16", [artifact]))
         ]  # fmt: skip
         session.add_all([model, dataset, analysis, job])
+        hook = webhooks.create(session, name, "https://127.0.0.1:9/", ["job.finished"], "")
+        session.flush()
+        delivery = webhooks.send(session, hook, "job.finished", {"id": job.id})
         session.flush()
         jobs.emit(session, job.id, name, "end", {"id": job.id, "status": "succeeded"})
         tenant.ids |= {
             "models": model.id, "datasets": dataset.id, "analyses": analysis.id, "jobs": job.id,
-            "artifacts": artifact.id,
+            "artifacts": artifact.id, "webhooks": hook.id, "deliveries": delivery.id,
         }  # fmt: skip
     return tenant
 

@@ -46,8 +46,16 @@ ROUTES = {
     ("GET", "/v1/catalog"): "read", ("POST", "/v1/advise"): "read",
     ("GET", "/v1/keys"): "admin", ("POST", "/v1/keys"): "admin", ("GET", "/v1/keys/{id}"): "admin",
     ("DELETE", "/v1/keys/{id}"): "admin", ("GET", "/v1/audit"): "admin",
+    ("GET", "/v1/usage"): "read",
+    ("GET", "/v1/webhooks"): "admin", ("POST", "/v1/webhooks"): "admin",
+    ("GET", "/v1/webhooks/{id}"): "admin", ("PATCH", "/v1/webhooks/{id}"): "admin",
+    ("DELETE", "/v1/webhooks/{id}"): "admin", ("POST", "/v1/webhooks/{id}/test"): "admin",
+    ("POST", "/v1/webhooks/{id}/rotate-secret"): "admin",
+    ("GET", "/v1/webhooks/{id}/deliveries"): "admin",
+    ("GET", "/v1/webhooks/{id}/deliveries/{delivery}"): "admin",
+    ("POST", "/v1/webhooks/{id}/deliveries/{delivery}/replay"): "admin",
 }  # fmt: skip
-LISTS = ["/v1/models", "/v1/datasets", "/v1/jobs", "/v1/keys", "/v1/audit"]
+LISTS = ["/v1/models", "/v1/datasets", "/v1/jobs", "/v1/keys", "/v1/audit", "/v1/webhooks"]
 # The strongest key that may not.
 TOO_WEAK = {"read": "none", "write": "read", "admin": "write", "operator": "write"}
 
@@ -60,6 +68,7 @@ def w(database: Database, tmp_path: Path) -> Iterator[World]:
 
 def path_of(path: str, ids: dict[str, str]) -> str:
     """The path with the id of the resource that it is about."""
+    path = path.replace("{delivery}", ids["deliveries"])
     return path.replace("{id}", ids[path.split("/")[2]]) if "{id}" in path else path
 
 
@@ -149,7 +158,12 @@ def changes(w: World) -> list[tuple[str, str, str]]:
     tenant, made = w.tenants["default"], []
 
     def call(method: str, path: str, id_: str = "", **more: Any) -> str:
-        answer = w.send(method, path.replace("{id}", id_), tenant.keys["admin"], **more)
+        answer = w.send(
+            method,
+            path.replace("{id}", id_).replace("{delivery}", tenant.ids["deliveries"]),
+            tenant.keys["admin"],
+            **more,
+        )
         assert answer.is_success, (method, path, answer.text)
         subject: str = id_ or answer.json()["id"]
         made.append((method, path, subject))
@@ -169,6 +183,13 @@ def changes(w: World) -> list[tuple[str, str, str]]:
     call("DELETE", "/v1/datasets/{id}", dataset)
     key = call("POST", "/v1/keys", json={"name": "CI"})
     call("DELETE", "/v1/keys/{id}", key)
+    hook = call("POST", "/v1/webhooks", json={"url": "https://127.0.0.1:9/"})
+    call("PATCH", "/v1/webhooks/{id}", hook, json={"description": "CI"})
+    call("POST", "/v1/webhooks/{id}/rotate-secret", hook)
+    call("POST", "/v1/webhooks/{id}/test", hook)
+    own = tenant.ids["webhooks"]
+    call("POST", "/v1/webhooks/{id}/deliveries/{delivery}/replay", own)
+    call("DELETE", "/v1/webhooks/{id}", hook)
     return made
 
 
