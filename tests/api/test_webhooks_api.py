@@ -1,5 +1,6 @@
 """/v1/webhooks over HTTP, and a job of the whole service that a receiver is told of."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,10 @@ import pytest
 from fastapi.testclient import TestClient
 from receiver import Receiver, receiving
 from running import LEASE_S, Files, embedded, problem, until
+from typer.testing import CliRunner
 
+from app.cli import main
+from app.client import Client, LimitReached
 from app.config import Settings
 from app.db import Database, migrate
 from app.main import create_app
@@ -160,10 +164,16 @@ def test_a_job_tells_a_receiver_that_fails_at_first(
         webhook_allowed_networks="127.0.0.0/8",
         webhook_retry_s="0.2,0.2",
     ) as service:
-        made = service.http.post(
-            "/v1/webhooks",
-            json={"url": receiver.url, "events": ["model.ready", "job.started", "job.finished"]},
-        ).json()
+
+        def litesmith(*words: str) -> str:
+            done = CliRunner().invoke(main, ["--url", service.url, *words])
+            assert done.exit_code == 0, done.output
+            return done.stdout
+
+        events = "model.ready,job.started,job.finished"
+        made = json.loads(
+            litesmith("webhooks", "create", receiver.url, "--events", events, "--json")
+        )
         receiver.answers[:] = [500, 500]
         model = service.upload("model", files.tflite)
         job = service.run(model=model["id"], variants=["float16"])
@@ -174,7 +184,36 @@ def test_a_job_tells_a_receiver_that_fails_at_first(
             return rows if [row["status"] for row in rows] == ["delivered"] * 3 else []
 
         rows = until(told, "three messages are delivered")
-        assert sum(row["attempts"] for row in rows) == len(receiver.messages) == 5
+        listed = litesmith("webhooks", "deliveries", made["id"], "--status", "delivered")
+        assert "job.finished" in listed
+        assert listed.count("200 in ") == 3
+        assert "enabled" in litesmith("webhooks", "list")
+        litesmith("tenants", "set", "default", "--max-storage", "1GiB", "--max-jobs-per-day", "9",
+                  "--max-concurrent-jobs", "none", "--data-dir", str(service.data_dir))  # fmt: skip
+        assert "1073741824" in litesmith("usage")
+        shown = litesmith("tenants", "show", "default", "--data-dir", str(service.data_dir))
+        assert [line.split()[-2:] for line in shown.splitlines() if "jobs today" in line] == [
+            ["1", "9"]
+        ]
+        with Client(service.url) as client:
+            again = client.webhooks.replay(made["id"], rows[0]["id"])
+            assert again.status == "pending"
+            until(lambda: len(receiver.messages) == 6, "the message is sent again")
+            client.webhooks.delete(made["id"])
+            assert list(client.webhooks.list()) == []
+            submit = {"model": model["id"], "variants": ["float16"]}
+            litesmith("tenants", "set", "default", "--max-jobs-per-day", "1",
+                      "--data-dir", str(service.data_dir))  # fmt: skip
+            with pytest.raises(LimitReached) as caught:
+                client.submit(submit)
+            assert caught.value.code == "quota_exceeded"
+            assert (caught.value.retry_after_s or 0) > 0
+            refused = CliRunner().invoke(
+                main, ["--url", service.url, "optimize", model["id"], "-v", "float16"]
+            )
+            assert refused.exit_code == 2
+            assert "Jobs of the day: 1 of 1 are used." in refused.stderr
+        assert sum(row["attempts"] for row in rows) == len(receiver.messages) - 1 == 5
     bodies = {message.headers["webhook-id"]: message for message in receiver.messages}
     found = {
         str(one["type"]): one["data"]
