@@ -44,7 +44,7 @@ class Settings(BaseSettings):
 
     # "auto": where keys are asked for.
     rate_limits: Literal["auto", "on", "off"] = "auto"
-    rate_limit_reads: RateLimit = "1200/minute"
+    rate_limit_reads: RateLimit = "3000/minute"
     rate_limit_writes: RateLimit = "120/minute"
     rate_limit_uploads: RateLimit = "60/minute"
     rate_limit_strangers: RateLimit = "30/minute"

@@ -98,11 +98,13 @@ class RateLimiter:
 
 
 def policy_of(request: Request) -> str:
-    """Which policy a request falls under. A stream or a waiting poll is one read."""
+    """Which policy a request falls under. A stream or a waiting poll is one read, and so is a piece
+    of a resumable upload: that was counted when it began."""
     method, path = request.method, request.scope["route"].path
-    if method in ("GET", "HEAD") or (method, path) in READING:
+    piece = method == "PATCH" and path.startswith("/v1/uploads/")
+    if method in ("GET", "HEAD") or piece or (method, path) in READING:
         return "reads"
-    if method in ("POST", "PUT", "PATCH") and path.startswith(UPLOADS):
+    if method in ("POST", "PUT") and path.startswith(UPLOADS):
         return "uploads"
     form = request.headers.get("content-type", "").startswith("multipart/form-data")
     return "uploads" if form else "writes"
