@@ -14,11 +14,12 @@ from sqlalchemy import select, text, update
 from tenants import World, key_row, world
 from typer.testing import CliRunner, Result
 
+from app import reconciler
 from app.cli import main
 from app.config import Settings
 from app.db import Database, migrate
 from app.services import keys
-from app.tables import IdempotencyRow, KeyRow, now
+from app.tables import AuditRow, IdempotencyRow, KeyRow, now
 
 
 @pytest.fixture
@@ -145,6 +146,17 @@ def test_the_last_use_is_noted_once_a_minute(w: World) -> None:
     assert before == after
     before, after = used(61)
     assert after > before + timedelta(seconds=60)
+
+
+def test_old_lines_of_the_audit_log_are_forgotten(w: World) -> None:
+    old, new = create(w, name="old")["id"], create(w, name="new")["id"]
+    long_ago = now() - timedelta(days=w.settings.audit_retention_days + 1)
+    with w.database.write() as session:
+        which = AuditRow.subject == old
+        session.execute(update(AuditRow).where(which).values(created_at=long_ago))
+        reconciler.clean(session, w.settings)
+    audit = w.send("GET", "/v1/audit", w.tenants["default"].keys["admin"]).json()["items"]
+    assert [entry["subject"] for entry in audit] == [new]
 
 
 def test_tenants_share_neither_files_nor_request_keys(w: World) -> None:
