@@ -1,6 +1,7 @@
 """A service that asks for keys: two tenants with the same files and work, and no secret told."""
 
 import io
+import shutil
 import subprocess
 import zipfile
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from running import LITESMITH, Files, Postgres, Service, embedded, environment
+from running import LITESMITH, ROOT, Files, Postgres, Service, embedded, environment
 from sqlalchemy import make_url
 
 from app.db import Database
@@ -95,6 +96,27 @@ def test_the_command_sends_its_key(guarded: Guarded) -> None:
         assert refused.returncode == 2, refused.stderr
         assert told in refused.stderr
         assert "unauthenticated" in refused.stderr
+
+
+def test_the_example_for_ci_sends_its_key(guarded: Guarded, files: Files, tmp_path: Path) -> None:
+    if shutil.which("curl") is None:
+        pytest.skip("needs curl")
+    spec = '{"variants": ["float16"], "budgets": {"max_size_bytes": 100000}}'
+    command = ["sh", "docs/examples/ci.sh", str(files.tflite), str(files.npz), spec, str(tmp_path)]
+
+    def step(key: str) -> subprocess.CompletedProcess[str]:
+        env = environment(url=guarded.one.url, api_key=key)
+        return subprocess.run(
+            command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=90
+        )
+
+    done = step(guarded.key)
+    assert done.returncode == 0, done.stderr
+    assert "every budget holds" in done.stdout
+    assert zipfile.is_zipfile(tmp_path / "artifacts.zip")
+    refused = step("")
+    assert refused.returncode == 22
+    assert "unauthenticated" in refused.stderr
 
 
 def test_no_secret_is_told_anywhere(guarded: Guarded, tmp_path: Path) -> None:
