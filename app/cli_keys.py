@@ -109,7 +109,7 @@ def revoke_key(
 
 @contextmanager
 def _database(data_dir: Path | None) -> Iterator["Database"]:
-    """The service's database, with its tables; an embedded one that is not there yet is made."""
+    """The service's database; an embedded one that is not there yet is made."""
     from sqlalchemy import inspect
     from sqlalchemy.exc import OperationalError
 
@@ -118,8 +118,8 @@ def _database(data_dir: Path | None) -> Iterator["Database"]:
     from app.tables import KeyRow
 
     settings = settings_of(data_dir=data_dir)
-    if settings.database_url is None:
-        # The embedded database, which `litesmith serve` migrates too.
+    if settings.database_url is None and not settings.root.exists():
+        # As `litesmith serve` does, which may come later.
         migrate(settings)
     database = Database(settings.database)
     try:

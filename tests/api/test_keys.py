@@ -1,5 +1,6 @@
 """API keys over HTTP and by command: made, shown once, used, expired, revoked."""
 
+import asyncio
 import hashlib
 import os
 import subprocess
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 from running import LITESMITH, environment, problem, unique
 from sqlalchemy import select, text, update
-from tenants import World, key_row, world
+from tenants import Tenant, World, key_row, world
 from typer.testing import CliRunner, Result
 
 from app import reconciler
@@ -19,7 +20,7 @@ from app.cli import main
 from app.config import Settings
 from app.db import Database, migrate
 from app.services import keys
-from app.tables import AuditRow, IdempotencyRow, KeyRow, now
+from app.tables import AuditRow, IdempotencyRow, JobRow, KeyRow, now
 
 
 @pytest.fixture
@@ -115,6 +116,36 @@ def test_a_key_opens_nothing_once_revoked_or_expired(w: World) -> None:
     assert "revoked" in told["detail"]
     shown = w.send("GET", f"/v1/keys/{made['id']}", admin).json()
     assert shown["revoked_at"]
+
+
+def test_who_waits_is_woken_whoever_waited_first(w: World) -> None:
+    """One watcher looks for all: it must not be held to the tenant whose request began it."""
+    first, second = w.tenants["default"], w.tenants["other"]
+    ids = [tenant.ids["jobs"] for tenant in (first, second)]
+    with w.database.write() as session:
+        session.execute(update(JobRow).where(JobRow.id.in_(ids)).values(status="running"))
+
+    async def wait_for(tenant: Tenant, seconds: float) -> str:
+        headers = {"authorization": f"Bearer {tenant.keys['read']}"}
+        url = f"/v1/jobs/{tenant.ids['jobs']}?wait={seconds}"
+        return str((await w.http.get(url, headers=headers)).json()["status"])
+
+    async def run() -> tuple[str, str]:
+        long = asyncio.create_task(wait_for(first, 5))
+        watcher = w.app.state.parts.watcher
+        while not watcher._waiting:
+            await asyncio.sleep(0.01)
+        short = asyncio.create_task(wait_for(second, 300))
+        while len(watcher._waiting) < 2:
+            await asyncio.sleep(0.01)
+        end = update(JobRow).where(JobRow.id == second.ids["jobs"])
+        with w.database.write() as session:
+            session.execute(end.values(status="succeeded", event_seq=JobRow.event_seq + 1))
+        done, _ = await asyncio.wait({long, short}, return_when=asyncio.FIRST_COMPLETED)
+        assert done == {short}
+        return short.result(), await long
+
+    assert w.loop.run(run()) == ("succeeded", "running")
 
 
 def test_what_is_no_key_of_the_service_is_401(w: World) -> None:
