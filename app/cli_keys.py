@@ -109,21 +109,21 @@ def revoke_key(
 
 @contextmanager
 def open_database(data_dir: Path | None) -> Iterator["Database"]:
-    """The service's database, with its tables; an embedded one that is not there yet is made."""
+    """The service's database; an embedded one that is not there yet is made."""
     from sqlalchemy import inspect
     from sqlalchemy.exc import OperationalError
 
     from app.db import Database, migrate
     from app.masking import mask
-    from app.tables import KeyRow
+    from app.tables import Base
 
     settings = settings_of(data_dir=data_dir)
-    if settings.database_url is None:
-        # The embedded database, which `litesmith serve` migrates too.
+    if settings.database_url is None and not settings.root.exists():
+        # As `litesmith serve` does, which may come later.
         migrate(settings)
     database = Database(settings.database)
     try:
-        if not inspect(database.engine).has_table(KeyRow.__tablename__):
+        if Base.metadata.tables.keys() - set(inspect(database.engine).get_table_names()):
             raise stop(
                 "the database lacks the tables of this version", hint="run `litesmith migrate`"
             )

@@ -270,7 +270,10 @@ class AuditRow(Owned, Base):
     asks for none."""
 
     __tablename__ = "audit"
-    __table_args__ = (Index("audit_by_time", "created_at"),)
+    __table_args__ = (
+        Index("audit_by_tenant", "tenant_id", "id"),
+        Index("audit_by_time", "created_at"),
+    )
 
     key_id: Mapped[str | None] = mapped_column(default=None)
     action: Mapped[str]

@@ -73,9 +73,10 @@ def get_readiness(parts: TheParts) -> Response:
             checks[name] = "ok"
         except Exception as error:
             # Whatever a part fails with is the answer here.
-            cause = f"{type(error).__name__}: {error}"[:300]
-            log.warning("not ready", extra={"part": name, "error": cause})
-            checks[name] = "failed: see the log" if open_to_strangers else mask(cause)
+            checks[name] = mask(f"{type(error).__name__}: {error}"[:300])
+            if open_to_strangers:
+                log.warning("not ready", extra={"part": name, "error": checks[name]})
+                checks[name] = "failed: see the log"
     ready = all(value == "ok" for value in checks.values())
     body = Readiness(status="ready" if ready else "not_ready", checks=checks)
     return Response(body.model_dump_json(), 200 if ready else 503, media_type="application/json")

@@ -44,6 +44,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id"),
     )
     op.create_index("ix_audit_tenant_id", "audit", ["tenant_id"])
+    op.create_index("audit_by_tenant", "audit", ["tenant_id", "id"])
     op.create_index("audit_by_time", "audit", ["created_at"])
 
 

@@ -66,7 +66,8 @@ def routes(app: FastAPI) -> set[tuple[str, str]]:
     found = set()
     for route in iter_route_contexts(app.routes):
         assert route.path is not None
-        found |= {(method, route.path) for method in route.methods or ()}
+        # A mounted application or a WebSocket has no methods: it would need a guard of its own.
+        found |= {(method, route.path) for method in route.methods or {"any"}}
     return found
 
 
