@@ -241,6 +241,7 @@ def wake_busy(session: Session, tenant_id: str) -> None:
     _wake(
         session,
         TaskRow.tenant_id == tenant_id,
+        TaskRow.queue.in_(("fast", "train")),
         TaskRow.kind.in_(("prepare", "variant")),
         TaskRow.available_at > now(),
         TaskRow.lost == 0,

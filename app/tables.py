@@ -200,10 +200,11 @@ class TaskRow(Owned, Base):
     __tablename__ = "tasks"
     __table_args__ = (
         Index("tasks_due", "queue", "status", "tenant_id", "priority", "available_at", "id"),
-        Index("tasks_by_time", "queue", "status", "available_at"),
         UniqueConstraint("kind", "subject_id"),
     )
 
+    # Not indexed alone: PostgreSQL would take that index, and read all of a tenant's tasks.
+    tenant_id: Mapped[str] = mapped_column(default=DEFAULT_TENANT)
     kind: Mapped[str]
     subject_id: Mapped[str]
     queue: Mapped[str]

@@ -20,7 +20,7 @@ def upgrade() -> None:
     op.drop_index("tasks_due", "tasks")
     due = ["queue", "status", "tenant_id", "priority", "available_at", "id"]
     op.create_index("tasks_due", "tasks", due)
-    op.create_index("tasks_by_time", "tasks", ["queue", "status", "available_at"])
+    op.drop_index("ix_tasks_tenant_id", "tasks")
     op.create_index("jobs_ended", "jobs", ["status", "finished_at"])
     op.create_table(
         "turns",
@@ -86,6 +86,6 @@ def downgrade() -> None:
     op.drop_table("quotas")
     op.drop_table("turns")
     op.drop_index("jobs_ended", "jobs")
-    op.drop_index("tasks_by_time", "tasks")
+    op.create_index("ix_tasks_tenant_id", "tasks", ["tenant_id"])
     op.drop_index("tasks_due", "tasks")
     op.create_index("tasks_due", "tasks", ["queue", "status", "priority", "id"])
