@@ -6,21 +6,21 @@ a bad file, a refused request); 3 no service answers, or it failed; 130 interrup
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 from pydantic import ValidationError
 
 from app.cli_analyze import analyze
+from app.cli_keys import keys
 from app.cli_knowledge import advise, catalog, targets, techniques
-from app.cli_options import check_file, height_width, numbers, size_bytes
-from app.cli_output import FAILED, WRONG, Target, Watch, connect, out, show_job, stop
+from app.cli_options import check_file, height_width, numbers, settings_of, size_bytes
+from app.cli_output import FAILED, Target, Watch, connect, out, show_job, stop
 from app.cli_resources import datasets, jobs, models
+from app.cli_tenants import tenants
+from app.cli_webhooks import usage, webhooks
 from app.client import DEFAULT_URL
 from app.domain.recipes import InvalidRecipe, parse_variant
-
-if TYPE_CHECKING:
-    from app.config import Settings
 
 main = typer.Typer(
     help="Make TensorFlow models small and fast for edge devices, and see it measured.",
@@ -31,10 +31,13 @@ main = typer.Typer(
 main.add_typer(models, name="models")
 main.add_typer(datasets, name="datasets")
 main.add_typer(jobs, name="jobs")
-for command in (advise, analyze, techniques, targets, catalog):
+main.add_typer(webhooks, name="webhooks")
+for command in (advise, analyze, techniques, targets, catalog, usage):
     main.command()(command)
 
 RUN = "Run a service"
+main.add_typer(tenants, name="tenants", rich_help_panel=RUN)
+main.add_typer(keys, name="keys", rich_help_panel=RUN)
 
 OptionalPath = Path | None
 Host = Annotated[str | None, typer.Option(help="Address to listen on.")]
@@ -187,7 +190,7 @@ def serve(host: Host = None, port: Port = None, data_dir: DataDir = None) -> Non
     """Run the whole service on this machine, with nothing else installed."""
     from app.embedded import serve as serve_all
 
-    raise typer.Exit(serve_all(_settings(host=host, port=port, data_dir=data_dir)))
+    raise typer.Exit(serve_all(settings_of(host=host, port=port, data_dir=data_dir)))
 
 
 @main.command(rich_help_panel=RUN)
@@ -195,7 +198,7 @@ def api(host: Host = None, port: Port = None, data_dir: DataDir = None) -> None:
     """Run the HTTP API alone."""
     from app.main import serve as serve_api
 
-    serve_api(_settings(host=host, port=port, data_dir=data_dir))
+    serve_api(settings_of(host=host, port=port, data_dir=data_dir))
 
 
 @main.command(rich_help_panel=RUN)
@@ -208,9 +211,9 @@ def worker(
     from app.embedded import run_worker
 
     names = [queue.strip() for queue in queues.split(",") if queue.strip()]
-    if not names or not set(names) <= {"fast", "train"}:
-        raise stop(f"--queues: '{queues}' must name fast, train, or both")
-    run_worker(_settings(data_dir=data_dir), names, concurrency)
+    if not names or not set(names) <= {"fast", "train", "webhooks"}:
+        raise stop(f"--queues: '{queues}' must name one or more of fast, train, webhooks")
+    run_worker(settings_of(data_dir=data_dir), names, concurrency)
 
 
 @main.command(rich_help_panel=RUN)
@@ -218,7 +221,7 @@ def beat(data_dir: DataDir = None) -> None:
     """Run the reconciler's clock alone."""
     from app.embedded import run_beat
 
-    run_beat(_settings(data_dir=data_dir))
+    run_beat(settings_of(data_dir=data_dir))
 
 
 @main.command(rich_help_panel=RUN)
@@ -226,21 +229,8 @@ def migrate(data_dir: DataDir = None) -> None:
     """Bring the database to this version's schema."""
     from app.db import migrate as migrate_database
 
-    migrate_database(_settings(data_dir=data_dir))
+    migrate_database(settings_of(data_dir=data_dir))
     out("the database is at this version's schema")
-
-
-def _settings(**given: Any) -> "Settings":
-    """Settings from the environment, with what was given on the command line on top."""
-    from app.config import Settings
-
-    try:
-        return Settings(**{name: value for name, value in given.items() if value is not None})
-    except ValidationError as error:
-        for entry in error.errors():
-            field = ".".join(str(part) for part in entry["loc"])
-            stop(f"setting {field} (LITESMITH_{field.upper()}): {entry['msg']}")
-        raise typer.Exit(WRONG) from None
 
 
 def _read_spec(path: Path | None) -> dict[str, Any]:

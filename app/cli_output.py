@@ -27,6 +27,7 @@ from app.client import (
     InvalidRequest,
     InvalidUpload,
     Job,
+    LimitReached,
     LitesmithError,
     NotAllowed,
     NotFound,
@@ -125,13 +126,16 @@ def _api_error(error: ApiError, url: str) -> typer.Exit:
     say(f"litesmith: {error.detail}")
     for entry in error.errors:
         say(f"  {entry.get('field')}: {entry.get('message')}")
-    if error.hint:
+    if isinstance(error, NotAllowed) and error.status == 401:
+        # The service's own hint is about HTTP headers.
+        say("  next: set LITESMITH_API_KEY to a key of this service; who runs it makes one")
+    elif error.hint:
         say(f"  next: {error.hint}")
-    elif isinstance(error, NotAllowed):
-        say("  next: set LITESMITH_API_KEY to a key of this service")
     reference = f", request {error.request_id}" if error.request_id else ""
     say(f"  ({error.code}, HTTP {error.status} from {url}{reference})")
-    asked_wrong = isinstance(error, InvalidRequest | NotAllowed | NotFound | Conflict)
+    asked_wrong = isinstance(
+        error, InvalidRequest | NotAllowed | NotFound | Conflict | LimitReached
+    )
     return typer.Exit(WRONG if asked_wrong else NO_SERVICE)
 
 

@@ -15,6 +15,7 @@ What can go wrong:
     │   ├── InvalidRequest   400, 413, 415, 422: what was sent is refused
     │   ├── NotAllowed       401, 403: the API key is missing, wrong, or may not do this
     │   ├── NotFound         404
+    │   ├── LimitReached     429, 503, 507: a rate, a quota or the queue; `retry_after_s`
     │   ├── Conflict         409: it does not fit the state that the resource is in
     │   └── ServiceFailure   5xx, or an answer that is not the service's
     ├── InvalidUpload        the service took a model or dataset and found it unusable: `problem`
@@ -51,6 +52,7 @@ from app.client_types import (
     InvalidRequest,
     InvalidUpload,
     Job,
+    LimitReached,
     LitesmithError,
     Model,
     NotAllowed,
@@ -61,6 +63,7 @@ from app.client_types import (
     Verdict,
     WaitTimeout,
 )
+from app.client_webhooks import Webhooks
 from app.domain.edgetpu import DEFAULT_COMPILER
 
 __all__ = [
@@ -76,6 +79,7 @@ __all__ = [
     "InvalidRequest",
     "InvalidUpload",
     "Job",
+    "LimitReached",
     "LitesmithError",
     "Model",
     "NotAllowed",
@@ -107,6 +111,7 @@ class Client:
     ) -> None:
         self.base_url = base_url.rstrip("/")
         self._connection = Connection(self.base_url, api_key, timeout)
+        self.webhooks = Webhooks(self._connection)
 
     def __enter__(self) -> Self:
         return self
@@ -297,6 +302,11 @@ class Client:
         params = {"compiler": compiler, "multiple_subgraphs": str(multiple_subgraphs).lower()}
         wait = min(timeout, LONGEST_WAIT_S)
         return analyze(self._connection, file, params, on_progress, wait)
+
+    def usage(self) -> dict[str, Any]:
+        """What your tenant uses (`used`), and its `limits`; None is no limit."""
+        found: dict[str, Any] = self._connection.json("GET", "/v1/usage")
+        return found
 
     def techniques(self) -> list[dict[str, Any]]:
         """Each technique: the data it needs, its expected effect and its options."""

@@ -3,6 +3,7 @@
 import hashlib
 import json as jsonlib
 import os
+import re
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -23,6 +24,7 @@ from app.client_types import (
     Event,
     InvalidRequest,
     InvalidUpload,
+    LimitReached,
     Model,
     NotAllowed,
     NotFound,
@@ -34,6 +36,7 @@ from app.domain.problems import Problem
 
 CHUNK_BYTES = 1024 * 1024
 Resource = TypeVar("Resource", Model, Dataset)
+LIMIT_CODES = frozenset({"rate_limited", "quota_exceeded", "queue_full", "busy"})
 OnProgress = Callable[[int, int], None]
 
 
@@ -43,7 +46,12 @@ class Connection:
     def __init__(self, base_url: str, api_key: str | None, timeout: float) -> None:
         self.base_url = base_url
         self._timeout = timeout
-        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        headers = {}
+        if api_key and (key := api_key.strip()):
+            if not re.fullmatch(r"[!-~]+", key):
+                detail = "The API key holds characters that no key has; it begins with ls_."
+                raise NotAllowed(401, {"code": "unauthenticated", "detail": detail})
+            headers["Authorization"] = f"Bearer {key}"
         try:
             self._http = httpx.Client(
                 base_url=self.base_url,
@@ -54,6 +62,8 @@ class Connection:
                 raise httpx.UnsupportedProtocol("it must begin with http:// or https://")
         except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
             raise Unreachable(f"'{base_url}' is no URL of a service: {error}") from None
+        # As errors show it: a password in it is no one's business.
+        self.base_url = str(self._http.base_url.copy_with(username=None, password=None)).rstrip("/")
 
     def close(self) -> None:
         """Close the sockets."""
@@ -243,6 +253,11 @@ def _api_error(answer: httpx.Response) -> ApiError:
     status = answer.status_code
     kinds: dict[int, type[ApiError]] = {401: NotAllowed, 403: NotAllowed, 404: NotFound}
     kinds |= dict.fromkeys((400, 413, 415, 422), InvalidRequest) | {409: Conflict}
+    if problem.get("code") in LIMIT_CODES:
+        reached = LimitReached(status, problem)
+        seconds = answer.headers.get("retry-after", "")
+        reached.retry_after_s = float(seconds) if seconds.isdecimal() else None
+        return reached
     kind = kinds.get(status, ServiceFailure if status >= 500 else ApiError)
     return kind(status, problem)
 
@@ -307,6 +322,8 @@ def follow(
             # The stream ended without its last event: cut off, or resumed after the end.
             if ended():
                 return
+        except LimitReached as error:
+            time.sleep(error.retry_after_s or pause)
         except (Unreachable, ServiceFailure) as error:
             if isinstance(error, ServiceFailure) and error.status not in (502, 503, 504):
                 raise

@@ -52,6 +52,13 @@ class Conflict(ApiError):
     """The request does not fit the state that the resource is in."""
 
 
+class LimitReached(ApiError):
+    """More than a rate, a quota or the queue allows; after `retry_after_s` it may be otherwise
+    (None: waiting does not help)."""
+
+    retry_after_s: float | None = None
+
+
 class ServiceFailure(ApiError):
     """The service failed, or something that is not the service answered."""
 

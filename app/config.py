@@ -4,13 +4,17 @@ import os
 import tempfile
 from functools import cached_property
 from hashlib import sha256
+from ipaddress import ip_address, ip_network
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 GIB = 2**30
+
+
+RateLimit = Annotated[str, Field(pattern=r"^[1-9]\d{0,8}/(second|minute|hour|day)$")]
 
 
 class Settings(BaseSettings):
@@ -29,11 +33,36 @@ class Settings(BaseSettings):
     s3_access_key_id: str | None = None
     s3_secret_access_key: str | None = None
 
+    auth: Literal["auto", "on"] = "auto"
+    audit_retention_days: float = Field(default=365, gt=0)
+
     max_upload_bytes: int = Field(default=4 * GIB, ge=1)
     max_unpacked_bytes: int = Field(default=20 * GIB, ge=1)
     cors_origins: Annotated[list[str], NoDecode] = []
     log_level: str = "INFO"
     log_format: str = Field(default="json", pattern="^(json|text)$")
+
+    # "auto": where keys are asked for.
+    rate_limits: Literal["auto", "on", "off"] = "auto"
+    rate_limit_reads: RateLimit = "3000/minute"
+    rate_limit_writes: RateLimit = "120/minute"
+    rate_limit_uploads: RateLimit = "60/minute"
+    rate_limit_strangers: RateLimit = "30/minute"
+    # Per tenant, where the database says nothing else of it (`litesmith tenants set`).
+    tenant_max_storage_bytes: int | None = Field(default=None, ge=0)
+    tenant_max_concurrent_jobs: int | None = Field(default=None, ge=0)
+    tenant_max_jobs_per_day: int | None = Field(default=None, ge=0)
+    tenant_max_queued_jobs: int | None = Field(default=None, ge=0)
+    max_queued_jobs: int = Field(default=10_000, ge=1)
+
+    # Receivers of webhooks that are not on the public internet: 10.1.0.0/16,127.0.0.0/8
+    webhook_allowed_networks: Annotated[list[str], NoDecode] = []
+    webhook_timeout_s: float = Field(default=10, gt=0, le=60)
+    # Pauses between the attempts: about a day in all.
+    webhook_retry_s: Annotated[list[float], NoDecode] = [
+        *(5, 60, 300, 1800, 7200, 18_000, 28_800, 28_800)
+    ]
+    webhook_slots: int = Field(default=4, ge=1)
 
     fast_slots: int = Field(default=max(1, (os.cpu_count() or 1) // 2), ge=1)
     train_slots: int = Field(default=1, ge=1)
@@ -54,7 +83,7 @@ class Settings(BaseSettings):
     # What a job has found must be there until it ends: longer than its longest step.
     cache_retention_days: float = Field(default=30, ge=1)
 
-    @field_validator("cors_origins", mode="before")
+    @field_validator("cors_origins", "webhook_allowed_networks", "webhook_retry_s", mode="before")
     @classmethod
     def _separated_by_commas(cls, value: object) -> object:
         return value.split(",") if isinstance(value, str) else value
@@ -63,6 +92,23 @@ class Settings(BaseSettings):
     @classmethod
     def _without_blanks(cls, value: list[str]) -> list[str]:
         return [origin.strip().rstrip("/") for origin in value if origin.strip()]
+
+    @cached_property
+    def asks_for_keys(self) -> bool:
+        """Whether every request needs an API key: always, but on a loopback address."""
+        return self.auth == "on" or not is_loopback(self.host)
+
+    @field_validator("webhook_allowed_networks")
+    @classmethod
+    def _are_networks(cls, value: list[str]) -> list[str]:
+        return [str(ip_network(text.strip())) for text in value if text.strip()]
+
+    @field_validator("webhook_retry_s")
+    @classmethod
+    def _are_pauses(cls, value: list[float]) -> list[float]:
+        if not value or min(value) <= 0:
+            raise ValueError("name at least one pause, each over 0 seconds")
+        return value
 
     @cached_property
     def root(self) -> Path:
@@ -102,6 +148,16 @@ class Settings(BaseSettings):
         values = self.model_dump(mode="json", exclude_none=True)
         values["data_dir"] = str(self.root)
         return {f"LITESMITH_{name.upper()}": _as_text(value) for name, value in values.items()}
+
+
+def is_loopback(host: str | None) -> bool:
+    """Whether a name or address can only be this machine's own."""
+    if host == "localhost":
+        return True
+    try:
+        return host is not None and ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _as_text(value: object) -> str:

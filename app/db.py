@@ -8,7 +8,8 @@ from typing import Any
 from alembic import command
 from alembic.config import Config
 from sqlalchemy import Connection, Engine, create_engine, event, make_url
-from sqlalchemy.orm import Session
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
 
 from app.config import Settings
 
@@ -25,16 +26,17 @@ class Database:
     def __init__(self, url: str) -> None:
         self.engine = _engine(url)
         self._writer = self.engine.execution_options(immediate=True)
+        self.sessions = sessionmaker(expire_on_commit=False)
 
     @contextmanager
     def read(self) -> Iterator[Session]:
-        with Session(self.engine, expire_on_commit=False) as session:
+        with self.sessions(bind=self.engine) as session:
             yield session
 
     @contextmanager
     def write(self) -> Iterator[Session]:
         """A transaction that commits at the end, and rolls back on any exception."""
-        with Session(self._writer, expire_on_commit=False) as session, session.begin():
+        with self.sessions(bind=self._writer) as session, session.begin():
             yield session
 
     def close(self) -> None:
@@ -71,12 +73,19 @@ def _engine(url: str) -> Engine:
     return engine
 
 
+def insert(session: Session, table: type[DeclarativeBase]) -> postgresql.Insert | sqlite.Insert:
+    """An INSERT that can say what to do on a conflict, in the words of the session's database."""
+    if session.get_bind().dialect.name == "sqlite":
+        return sqlite.insert(table)
+    return postgresql.insert(table)
+
+
 def migrate(settings: Settings) -> None:
     """Bring the database to the newest revision; makes the SQLite file where there is none."""
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS))
     url = make_url(settings.database)
     if url.get_backend_name() == "sqlite" and url.database:
-        Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+        Path(url.database).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     config.attributes["database_url"] = settings.database
     command.upgrade(config, "head")

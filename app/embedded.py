@@ -22,6 +22,7 @@ from app.config import Settings
 from app.db import migrate
 from app.logging import configure
 from app.queue import QUEUES
+from app.services import keys
 
 STOP_S = 10.0
 READY_S = 120.0
@@ -87,7 +88,7 @@ class AlreadyRunning(Exception):
 @contextmanager
 def _sole_user(directory: Path) -> Iterator[None]:
     """Hold the data directory. Raises AlreadyRunning."""
-    directory.mkdir(parents=True, exist_ok=True)
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     with (directory / "serve.lock").open("a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -148,6 +149,9 @@ def _serve(settings: Settings) -> int:
         return 1
     typer.echo(f"Litesmith starts in {settings.root} (logs in {settings.root / 'logs'})")
     migrate(settings)
+    if (refusal := keys.refusal(settings)) is not None:
+        typer.secho(refusal, fg="red", err=True)
+        return 1
     parts = _parts(settings)
     for part in parts:
         part.start()

@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
@@ -11,6 +11,7 @@ from pythonjsonlogger.core import RESERVED_ATTRS
 from pythonjsonlogger.json import JsonFormatter
 
 from app.config import Settings
+from app.masking import masking
 
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 subject_id: ContextVar[str | None] = ContextVar("subject_id", default=None)
@@ -31,6 +32,17 @@ class _Context(logging.Filter):
         return True
 
 
+class _Masked(logging.Formatter):
+    """What another formatter makes, without secrets: in messages, their fields and tracebacks."""
+
+    def __init__(self, inner: logging.Formatter, masked: Callable[[str], str]) -> None:
+        super().__init__()
+        self._inner, self._masked = inner, masked
+
+    def format(self, record: logging.LogRecord) -> str:
+        return self._masked(self._inner.format(record))
+
+
 @contextmanager
 def logged_as(request: str | None, subject: str) -> Iterator[None]:
     """Name the request and what is worked on in every log line of this block."""
@@ -45,20 +57,20 @@ def logged_as(request: str | None, subject: str) -> Iterator[None]:
 def configure(settings: Settings, process: str) -> None:
     """Log to standard error, as JSON or as text, with `process` in every line."""
     handler = logging.StreamHandler(sys.stderr)
+    formatter: logging.Formatter
     if settings.log_format == "json":
-        handler.setFormatter(
-            _Json(
-                "{asctime}{levelname}{name}{message}",
-                style="{",
-                rename_fields={"asctime": "time", "levelname": "level", "name": "logger"},
-                static_fields={"process": process},
-                reserved_attrs=[*RESERVED_ATTRS, "color_message"],
-            )
+        formatter = _Json(
+            "{asctime}{levelname}{name}{message}",
+            style="{",
+            rename_fields={"asctime": "time", "levelname": "level", "name": "logger"},
+            static_fields={"process": process},
+            reserved_attrs=[*RESERVED_ATTRS, "color_message"],
         )
     else:
-        handler.setFormatter(
-            logging.Formatter(f"%(asctime)s {process:6} %(levelname)s %(name)s: %(message)s")
+        formatter = logging.Formatter(
+            f"%(asctime)s {process:6} %(levelname)s %(name)s: %(message)s"
         )
+    handler.setFormatter(_Masked(formatter, masking(settings)))
     handler.addFilter(_Context())
     root = logging.getLogger()
     root.handlers[:] = [handler]

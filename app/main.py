@@ -9,7 +9,7 @@ from http import HTTPStatus
 from typing import Any
 
 import uvicorn
-from fastapi import FastAPI, Request, Response
+from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.openapi.utils import get_openapi
@@ -20,19 +20,37 @@ from starlette.exceptions import HTTPException
 from ulid import ULID
 
 from app import __version__
-from app.api import analyses, artifacts, datasets, jobs, knowledge, models, service
+from app.api import (
+    analyses,
+    artifacts,
+    datasets,
+    jobs,
+    keys,
+    knowledge,
+    models,
+    service,
+    usage,
+    webhooks,
+)
+from app.api.access import scope_of
 from app.api.analyses import AnalyzeArtifact
-from app.api.deps import Parts
+from app.api.deps import Parts, principal
+from app.api.headers import SecurityHeaders
+from app.api.keys import KeyCreate
 from app.api.models import CatalogRequest
+from app.api.ratelimit import RateLimiter, limited, stranger
 from app.api.schemas import ProblemDetails
 from app.api.watch import Watcher
+from app.api.webhooks import WebhookChange, WebhookCreate
 from app.config import Settings
 from app.db import Database
 from app.domain.jobs import JobSpec
 from app.errors import FieldError, ServiceError
 from app.logging import configure, request_id
 from app.metrics import REQUEST_COUNT, REQUEST_SECONDS
+from app.principal import Principal, confine
 from app.queue import Doorbell
+from app.services import keys as keys_service
 from app.services.advice import AdviseRequest
 from app.storage import open_storage
 
@@ -44,6 +62,7 @@ PROBLEM = "application/problem+json"
 def create_app(settings: Settings) -> FastAPI:
     """The application over the database, storage and broker that `settings` name."""
     database = Database(settings.database)
+    confine(database)
     parts = Parts(
         settings, database, open_storage(settings), Doorbell(settings.broker), Watcher(database)
     )
@@ -60,10 +79,24 @@ def create_app(settings: Settings) -> FastAPI:
         summary="Makes TensorFlow models small and fast for edge devices, and proves it.",
         version=__version__,
         lifespan=lifespan,
+        dependencies=[Depends(principal), Depends(limited)],
         responses={"4XX": problem, 422: problem},
     )
     app.state.parts = parts
-    for module in (models, datasets, jobs, artifacts, analyses, knowledge, service):
+    on = settings.rate_limits == "on" or (settings.rate_limits == "auto" and settings.asks_for_keys)
+    app.state.limiter = RateLimiter(settings) if on else None
+    for module in (
+        models,
+        datasets,
+        jobs,
+        artifacts,
+        analyses,
+        usage,
+        webhooks,
+        knowledge,
+        keys,
+        service,
+    ):
         app.include_router(module.router)
     app.middleware("http")(_identify)
     if settings.cors_origins:
@@ -80,8 +113,12 @@ def create_app(settings: Settings) -> FastAPI:
                 "Content-Digest",
                 "Repr-Digest",
                 "Content-Disposition",
+                "RateLimit",
+                "RateLimit-Policy",
+                "Retry-After",
             ],
         )
+    app.add_middleware(SecurityHeaders)
     app.exception_handler(ServiceError)(_service_error)
     app.exception_handler(RequestValidationError)(_validation_error)
     for away in (OperationalError, InterfaceError, PoolTimeout):
@@ -100,14 +137,30 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
         title=app.title, version=app.version, summary=app.summary, routes=app.routes
     )
     components = schema["components"]["schemas"]
-    by_hand = (JobSpec, CatalogRequest, AdviseRequest, AnalyzeArtifact)
+    by_hand = (
+        JobSpec,
+        CatalogRequest,
+        AdviseRequest,
+        AnalyzeArtifact,
+        KeyCreate,
+        WebhookCreate,
+        WebhookChange,
+    )
     _, bodies = models_json_schema(
         [(body, "validation") for body in by_hand],
         ref_template="#/components/schemas/{model}",
     )
     components.update({**bodies["$defs"], **components})
-    for operations in schema["paths"].values():
-        for operation in operations.values():
+    asks_for_keys = app.state.parts.settings.asks_for_keys
+    if asks_for_keys:
+        schema["components"]["securitySchemes"] = {
+            "api_key": {"type": "http", "scheme": "bearer", "description": "An API key: ls_…"}
+        }
+    for path, operations in schema["paths"].items():
+        for method, operation in operations.items():
+            scope = scope_of(method.upper(), path)
+            if asks_for_keys and scope is not None:
+                operation["security"] = [{"api_key": [scope]}]
             for status in ("4XX", "422"):
                 content = operation["responses"].get(status, {}).get("content", {})
                 if "application/json" in content:
@@ -133,13 +186,18 @@ async def _identify(
         request_id.reset(token)
     seconds = time.perf_counter() - started
     response.headers["X-Request-ID"] = id_
+    if rate := getattr(request.state, "rate", None):
+        response.headers.update(rate.headers())
     route = getattr(request.scope.get("route"), "path", "none")
     REQUEST_COUNT.labels(request.method, route, response.status_code).inc()
     REQUEST_SECONDS.labels(request.method, route).observe(seconds)
+    who: Principal | None = getattr(request.state, "principal", None)
     log.info(
         "request",
         extra={
             "request_id": id_,
+            "tenant": who.tenant_id if who else None,
+            "key": who.key_id if who else None,
             "method": request.method,
             "path": request.url.path,
             "status": response.status_code,
@@ -169,8 +227,13 @@ def _problem(
     return Response(body.model_dump_json(exclude_none=True), status, media_type=PROBLEM)
 
 
-async def _service_error(_: Request, error: Exception) -> Response:
+async def _service_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ServiceError)
+    if error.status == 401:
+        try:
+            await stranger(request)
+        except ServiceError as too_often:
+            error = too_often
     response = _problem(error.status, error.code, error.detail, error.hint, error.errors)
     response.headers.update(error.headers)
     return response
@@ -225,8 +288,10 @@ def _unexpected(request: Request, error: Exception) -> Response:
 
 
 def serve(settings: Settings) -> None:
-    """Serve the api until SIGINT or SIGTERM."""
+    """Serve the api until SIGINT or SIGTERM. SystemExit where it would be open to nobody."""
     configure(settings, "api")
+    if (refusal := keys_service.refusal(settings)) is not None:
+        raise SystemExit(refusal)
     uvicorn.run(
         create_app(settings),
         host=settings.host,

@@ -10,19 +10,22 @@ import logging
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, cast
 
 from celery import Celery
-from sqlalchemy import CursorResult, delete, event, func, or_, select, update
+from sqlalchemy import CursorResult, delete, event, func, select, update
 from sqlalchemy.orm import Session
 
+from app import turns
 from app.tables import TaskRow, new_id, now
 
 log = logging.getLogger(__name__)
 
 WORK = "litesmith.work"
-QUEUES = ("inspect", "fast", "train")
+QUEUES = ("inspect", "fast", "train", "webhooks")
+# What is due later than this, the reconciler rings for.
+LONGEST_TIMER_S = 60
 
 
 class LeaseLost(Exception):
@@ -119,17 +122,51 @@ def due(session: Session, queue: str) -> None:
 
 
 def claim(session: Session, queue: str, worker: str, lease_s: float) -> Claim | None:
-    """Take the most urgent due task of a queue, or None. Commit before running it."""
+    """Take the due task whose turn it is (app.turns), or None. Commit before running it."""
     at = now()
+    for tenant_id, priority in turns.in_turn(session, queue, at):
+        row = _take(session, queue, tenant_id, priority, at, worker, lease_s)
+        # None where another worker was faster.
+        if row is not None:
+            turns.served(session, queue, tenant_id, at)
+            return Claim(
+                row.id,
+                row.attempt,
+                row.kind,
+                row.subject_id,
+                row.tenant_id,
+                queue,
+                row.request_id,
+                row.lost,
+            )
+    return None
+
+
+def _take(
+    session: Session,
+    queue: str,
+    tenant_id: str,
+    priority: int,
+    at: datetime,
+    worker: str,
+    lease_s: float,
+) -> TaskRow | None:
+    """The tenant's oldest due task of that priority, now running."""
     candidate = (
         select(TaskRow.id)
-        .where(TaskRow.queue == queue, TaskRow.status == "queued", TaskRow.available_at <= at)
-        .order_by(TaskRow.priority.desc(), TaskRow.id)
+        .where(
+            TaskRow.queue == queue,
+            TaskRow.status == "queued",
+            TaskRow.tenant_id == tenant_id,
+            TaskRow.priority == priority,
+            TaskRow.available_at <= at,
+        )
+        .order_by(TaskRow.available_at, TaskRow.id)
         .limit(1)
         .with_for_update(skip_locked=True)
         .scalar_subquery()
     )
-    row = session.execute(
+    return session.execute(
         update(TaskRow)
         .where(TaskRow.id == candidate, TaskRow.status == "queued")
         .values(
@@ -141,18 +178,6 @@ def claim(session: Session, queue: str, worker: str, lease_s: float) -> Claim | 
         .returning(TaskRow)
         .execution_options(synchronize_session=False)
     ).scalar_one_or_none()
-    if row is None:
-        return None
-    return Claim(
-        row.id,
-        row.attempt,
-        row.kind,
-        row.subject_id,
-        row.tenant_id,
-        queue,
-        row.request_id,
-        row.lost,
-    )
 
 
 def _held(claim: Claim) -> list[Any]:
@@ -194,7 +219,7 @@ def postpone(session: Session, claim: Claim, seconds: float, *, failed: bool = F
     _changed(session, update(TaskRow).where(*_held(claim)).values(**values))
     if seconds == 0:
         due(session, claim.queue)
-    else:
+    elif seconds <= LONGEST_TIMER_S:
         session.info.setdefault("due_later", {})[claim.queue] = seconds
 
 
@@ -216,6 +241,7 @@ def wake_busy(session: Session, tenant_id: str) -> None:
     _wake(
         session,
         TaskRow.tenant_id == tenant_id,
+        TaskRow.queue.in_(("fast", "train")),
         TaskRow.kind.in_(("prepare", "variant")),
         TaskRow.available_at > now(),
         TaskRow.lost == 0,
@@ -228,7 +254,8 @@ def _wake(session: Session, *which: Any) -> None:
         update(TaskRow)
         # Who else has one of them locked claims or ends it: no reason to wait.
         .where(TaskRow.id.in_(found.with_for_update(skip_locked=True)))
-        .values(available_at=now())
+        # Since when it waits: it keeps its place.
+        .values(available_at=TaskRow.created_at)
         .returning(TaskRow.queue)
         .execution_options(synchronize_session=False)
     ).scalars()
@@ -240,7 +267,11 @@ def expired(session: Session) -> list[TaskRow]:
     """Tasks whose runs let their lease end."""
     return list(
         session.scalars(
-            select(TaskRow).where(TaskRow.status == "running", TaskRow.lease_until < now())
+            select(TaskRow).where(
+                TaskRow.queue.in_(QUEUES),
+                TaskRow.status == "running",
+                TaskRow.lease_until < now(),
+            )
         )
     )
 
@@ -282,24 +313,13 @@ def is_running(session: Session, task_id: str | None, attempt: int | None) -> bo
 
 def waiting_queues(session: Session) -> list[str]:
     """Queues in which something is due now."""
-    rows = session.scalars(
-        select(TaskRow.queue)
-        .where(TaskRow.status == "queued", TaskRow.available_at <= now())
-        .distinct()
-    )
-    return list(rows)
-
-
-def ahead_of(session: Session, task: TaskRow) -> int:
-    """How many tasks of the same queue run or are due before this one."""
-    before = or_(
-        TaskRow.status == "running",
-        TaskRow.priority > task.priority,
-        (TaskRow.priority == task.priority) & (TaskRow.id < task.id),
-    )
-    return (
-        session.scalar(
-            select(func.count()).select_from(TaskRow).where(TaskRow.queue == task.queue, before)
+    at = now()
+    return [
+        queue
+        for queue in QUEUES
+        if session.scalar(
+            select(TaskRow.id)
+            .where(TaskRow.queue == queue, TaskRow.status == "queued", TaskRow.available_at <= at)
+            .limit(1)
         )
-        or 0
-    )
+    ]

@@ -18,7 +18,17 @@ from app.domain.problems import Problem
 from app.queue import Doorbell
 from app.services import garbage, tasks
 from app.storage import Storage, open_storage
-from app.tables import AnalysisRow, EventRow, IdempotencyRow, JobRow, StepRow, WorkerRow, now
+from app.tables import (
+    AnalysisRow,
+    AuditRow,
+    DeliveryRow,
+    EventRow,
+    IdempotencyRow,
+    JobRow,
+    StepRow,
+    WorkerRow,
+    now,
+)
 
 log = logging.getLogger(__name__)
 
@@ -55,8 +65,8 @@ def attempts_exhausted(lost: int) -> Problem:
 
 
 def clean(session: Session, settings: Settings) -> None:
-    """Forget old events of ended jobs, old results kept for reuse, old idempotency keys and workers
-    long silent."""
+    """Forget old events of ended jobs, old results kept for reuse, old idempotency keys, old lines
+    of the audit log and workers long silent."""
     at = now()
     old = at - timedelta(days=settings.event_retention_days)
     ended = select(JobRow.id).where(JobRow.finished_at < old)
@@ -64,10 +74,14 @@ def clean(session: Session, settings: Settings) -> None:
     session.execute(
         delete(IdempotencyRow).where(IdempotencyRow.created_at < at - timedelta(days=1))
     )
+    sent = (DeliveryRow.status != "pending", DeliveryRow.created_at < old)
+    session.execute(delete(DeliveryRow).where(*sent))
     unused = at - timedelta(days=settings.cache_retention_days)
     session.execute(delete(StepRow).where(StepRow.created_at < unused))
     made = AnalysisRow.status != "analyzing"
     session.execute(delete(AnalysisRow).where(made, AnalysisRow.used_at < unused))
+    kept = at - timedelta(days=settings.audit_retention_days)
+    session.execute(delete(AuditRow).where(AuditRow.created_at < kept))
     session.execute(delete(WorkerRow).where(WorkerRow.seen_at < at - timedelta(hours=1)))
 
 

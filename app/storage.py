@@ -20,6 +20,7 @@ import obstore
 from obstore.store import S3Store
 
 from app.config import Settings
+from app.masking import mask
 
 CHUNK = 4 * 2**20
 # A spool file not written to for so long belongs to nobody.
@@ -188,7 +189,7 @@ def open_storage(settings: Settings) -> Storage:
     if url.scheme == "s3":
         return S3Storage(settings, url.netloc, url.path.strip("/"))
     raise ValueError(
-        f"LITESMITH_STORAGE_URL is '{settings.storage}'; it must be file:///path or s3://bucket"
+        f"LITESMITH_STORAGE_URL is '{mask(settings.storage)}'; it must be file:///path or s3://bucket"
     )
 
 

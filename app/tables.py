@@ -120,6 +120,7 @@ class JobRow(Owned, Base):
     __table_args__ = (
         Index("jobs_by_status", "tenant_id", "status", "id"),
         Index("jobs_by_model", "tenant_id", "model_id", "id"),
+        Index("jobs_ended", "status", "finished_at"),
     )
 
     status: Mapped[str] = mapped_column(default="queued")
@@ -198,10 +199,12 @@ class TaskRow(Owned, Base):
 
     __tablename__ = "tasks"
     __table_args__ = (
-        Index("tasks_due", "queue", "status", "priority", "id"),
+        Index("tasks_due", "queue", "status", "tenant_id", "priority", "available_at", "id"),
         UniqueConstraint("kind", "subject_id"),
     )
 
+    # Not indexed alone: PostgreSQL would take that index, and read all of a tenant's tasks.
+    tenant_id: Mapped[str] = mapped_column(default=DEFAULT_TENANT)
     kind: Mapped[str]
     subject_id: Mapped[str]
     queue: Mapped[str]
@@ -247,6 +250,38 @@ class IdempotencyRow(Base):
     created_at: Mapped[datetime] = mapped_column(default=now)
 
 
+class KeyRow(Owned, Base):
+    """An API key. The secret is not kept: `digest` is the SHA-256 of the whole key, and `prefix`
+    its first characters, by which it is found and told from others."""
+
+    __tablename__ = "api_keys"
+
+    name: Mapped[str]
+    prefix: Mapped[str] = mapped_column(unique=True)
+    digest: Mapped[str]
+    scopes: Mapped[list[Any]]
+    expires_at: Mapped[datetime | None] = mapped_column(default=None)
+    revoked_at: Mapped[datetime | None] = mapped_column(default=None)
+    # To the minute.
+    last_used_at: Mapped[datetime | None] = mapped_column(default=None)
+
+
+class AuditRow(Owned, Base):
+    """Who changed what. Without a key: the command on the service's machine, or a service that
+    asks for none."""
+
+    __tablename__ = "audit"
+    __table_args__ = (
+        Index("audit_by_tenant", "tenant_id", "id"),
+        Index("audit_by_time", "created_at"),
+    )
+
+    key_id: Mapped[str | None] = mapped_column(default=None)
+    action: Mapped[str]
+    subject: Mapped[str]
+    request_id: Mapped[str | None] = mapped_column(default=None)
+
+
 class WorkerRow(Base):
     """A worker process and when it was last heard of."""
 
@@ -256,3 +291,69 @@ class WorkerRow(Base):
     queues: Mapped[list[Any]]
     details: Mapped[dict[str, Any]] = mapped_column(default=dict)
     seen_at: Mapped[datetime] = mapped_column(default=now, index=True)
+
+
+class TurnRow(Base):
+    """When a tenant was last served in a queue; see app.turns."""
+
+    __tablename__ = "turns"
+
+    queue: Mapped[str] = mapped_column(primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(primary_key=True)
+    served_at: Mapped[datetime]
+
+
+class QuotaRow(Base):
+    """What a tenant may use, where that differs from the settings (null: as they say; -1: without
+    limit), and the jobs that it submitted on a day (UTC)."""
+
+    __tablename__ = "quotas"
+
+    tenant_id: Mapped[str] = mapped_column(primary_key=True)
+    max_storage_bytes: Mapped[int | None] = mapped_column(default=None)
+    max_concurrent_jobs: Mapped[int | None] = mapped_column(default=None)
+    max_jobs_per_day: Mapped[int | None] = mapped_column(default=None)
+    max_queued_jobs: Mapped[int | None] = mapped_column(default=None)
+    day: Mapped[str] = mapped_column(default="")
+    jobs_of_day: Mapped[int] = mapped_column(default=0)
+
+
+class WebhookRow(Owned, Base):
+    """Where a tenant is told of events. Secrets are kept as they are: they sign."""
+
+    __tablename__ = "webhooks"
+
+    url: Mapped[str] = mapped_column(Text)
+    description: Mapped[str] = mapped_column(default="")
+    events: Mapped[list[Any]]
+    secret: Mapped[str]
+    # Signs beside `secret` until then, so that receivers can change over.
+    old_secret: Mapped[str | None] = mapped_column(default=None)
+    old_secret_until: Mapped[datetime | None] = mapped_column(default=None)
+    enabled: Mapped[bool] = mapped_column(Boolean, default=True)
+    disabled_reason: Mapped[str | None] = mapped_column(default=None)
+    # Since when no delivery has succeeded.
+    failing_since: Mapped[datetime | None] = mapped_column(default=None)
+
+
+class DeliveryRow(Owned, Base):
+    """A message to a webhook, written with the event that it tells of; its id is the message's."""
+
+    __tablename__ = "deliveries"
+    __table_args__ = (Index("deliveries_by_webhook", "webhook_id", "id"),)
+
+    webhook_id: Mapped[str] = mapped_column(ForeignKey("webhooks.id", ondelete="CASCADE"))
+    event: Mapped[str]
+    # The body, byte for byte: every attempt sends the same.
+    body: Mapped[str] = mapped_column(Text)
+    status: Mapped[str] = mapped_column(default="pending")
+    attempts: Mapped[int] = mapped_column(Integer, default=0)
+    # Attempts since it was made or replayed: the place in the schedule.
+    tries: Mapped[int] = mapped_column(Integer, default=0)
+    next_attempt_at: Mapped[datetime | None] = mapped_column(default=None)
+    last_attempt_at: Mapped[datetime | None] = mapped_column(default=None)
+    response_status: Mapped[int | None] = mapped_column(Integer, default=None)
+    response_excerpt: Mapped[str | None] = mapped_column(Text, default=None)
+    latency_ms: Mapped[float | None] = mapped_column(Float, default=None)
+    error: Mapped[str | None] = mapped_column(Text, default=None)
+    delivered_at: Mapped[datetime | None] = mapped_column(default=None)

@@ -10,7 +10,7 @@ from app.config import Settings
 from app.logging import configure
 from app.queue import QUEUES, WORK
 from workers import tasks
-from workers.worker import Worker
+from workers.worker import Worker, slots_of
 
 log = logging.getLogger(__name__)
 
@@ -70,9 +70,9 @@ def main() -> None:
     queues = [name for name in arguments.queues.split(",") if name]
     if unknown := set(queues) - set(QUEUES):
         parser.error(f"no such queue: {', '.join(sorted(unknown))}; there are {', '.join(QUEUES)}")
-    if "fast" in queues and "inspect" not in queues:
-        queues.append("inspect")
-    slots = {"inspect": 1, "fast": settings.fast_slots, "train": settings.train_slots}
+    if "fast" in queues:
+        queues += [name for name in ("inspect", "webhooks") if name not in queues]
+    slots = slots_of(settings)
     concurrency = arguments.concurrency or sum(slots[name] for name in queues)
     create(settings, queues).worker_main(
         [

@@ -6,6 +6,7 @@ Every transaction that writes for a task first checks its lease: a run that lost
 from collections.abc import Callable
 
 from workers.analyzing import analyze
+from workers.delivering import deliver
 from workers.inspecting import inspect_dataset, inspect_model
 from workers.preparing import prepare
 from workers.variants import variant
@@ -17,6 +18,7 @@ HANDLERS: dict[str, Callable[[Worker, Lease], None]] = {
     "analyze": analyze,
     "prepare": prepare,
     "variant": variant,
+    "deliver": deliver,
 }
 
 

@@ -54,6 +54,16 @@ Work = (
 SEEN_EVERY_S = 3.0
 
 
+def slots_of(settings: Settings) -> dict[str, int]:
+    """How many tasks of each queue a worker runs at a time."""
+    return {
+        "inspect": 1,
+        "fast": settings.fast_slots,
+        "train": settings.train_slots,
+        "webhooks": settings.webhook_slots,
+    }
+
+
 class Lease:
     """Keeps a claimed task's lease while its work runs, and learns that it is lost: because the
     job was cancelled, or another worker runs the task."""
@@ -146,7 +156,7 @@ class Worker:
         self.compilers = compilers.installed(settings.edgetpu_compiler)
         self.stopping = threading.Event()
         self.queues = queues
-        slots = {"inspect": 1, "fast": settings.fast_slots, "train": settings.train_slots}
+        slots = slots_of(settings)
         self._slots = {name: threading.Semaphore(slots[name]) for name in queues}
         self._work_dir = settings.work_dir / self.id
         self._work_lock = _claim_work_dir(self._work_dir)

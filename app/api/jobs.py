@@ -11,7 +11,7 @@ from fastapi.sse import EventSourceResponse, format_sse_event
 from sqlalchemy import select
 from starlette.concurrency import run_in_threadpool
 
-from app import queue
+from app import turns
 from app.api import uploads
 from app.api.content import disposition
 from app.api.deps import Cursor, Limit, Parts, Tenant, TheParts, location, one, owned, page
@@ -23,7 +23,7 @@ from app.domain.budgets import Verdict
 from app.domain.jobs import TERMINAL, Status
 from app.errors import ServiceError, invalid
 from app.logging import request_id
-from app.services import archive, jobs, planning, reports
+from app.services import archive, jobs, planning, quotas, reports
 from app.tables import EventRow, JobRow, TaskRow
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
@@ -107,7 +107,7 @@ def _submit(
     fingerprint = fingerprint_of("job", text, *digests)
     kinds = {"model": uploads.MODEL, "dataset": uploads.DATASET}
     kept = {
-        name: uploads.keep(kinds[name], spool, received.names.get(name))
+        name: uploads.keep(parts, tenant, kinds[name], spool, received.names.get(name))
         for name, spool in received.files.items()
     }
 
@@ -117,6 +117,7 @@ def _submit(
                 return response
             ids = {name: file.row(session, tenant)[0].id for name, file in kept.items()}
             session.flush()
+            quotas.admit_job(session, parts.settings, tenant)
             job = jobs.submit(session, tenant, parse(text, ids), request_id.get())
             session.flush()
             return remember(
@@ -159,7 +160,7 @@ def _read(parts: Parts, tenant: str, id_: str) -> JobRead:
             task = session.scalar(
                 select(TaskRow).where(TaskRow.kind == "prepare", TaskRow.subject_id == job.id)
             )
-            position = queue.ahead_of(session, task) if task else None
+            position = turns.before(session, task) if task else None
         return JobRead.of(job, position)
 
 
@@ -197,6 +198,7 @@ def retry_job(parts: TheParts, tenant: Tenant, id: str) -> JobRead:
     """Run again what did not succeed."""
     with uploads.creating(parts) as session:
         one(session, JobRow, tenant, "job", id)
+        quotas.admit_job(session, parts.settings, tenant, new=False)
         job = jobs.locked(session, tenant, id)
         jobs.retry(session, job)
         session.flush()

@@ -1,5 +1,6 @@
 """Of the service itself: /healthz, /readyz, /metrics"""
 
+import logging
 from collections.abc import Callable
 
 from fastapi import APIRouter, Response
@@ -8,9 +9,11 @@ from pydantic import BaseModel
 from sqlalchemy import text
 
 from app.api.deps import Parts, TheParts
+from app.masking import mask
 from app.metrics import render
 from app.services.workers import workers_seen
 
+log = logging.getLogger(__name__)
 router = APIRouter(tags=["service"])
 
 
@@ -60,15 +63,20 @@ CHECKS: dict[str, Callable[[Parts], None]] = {
     responses={503: {"model": Readiness, "description": "A part is missing"}},
 )
 def get_readiness(parts: TheParts) -> Response:
-    """Whether the service can do its work, and if not, which part is missing."""
+    """Whether the service can do its work, and if not, which part is missing. Open to all, so that
+    a service that asks for keys tells the cause in its log alone."""
     checks = {}
+    open_to_strangers = parts.settings.asks_for_keys
     for name, check in CHECKS.items():
         try:
             check(parts)
             checks[name] = "ok"
         except Exception as error:
             # Whatever a part fails with is the answer here.
-            checks[name] = f"{type(error).__name__}: {error}"[:300]
+            checks[name] = mask(f"{type(error).__name__}: {error}"[:300])
+            if open_to_strangers:
+                log.warning("not ready", extra={"part": name, "error": checks[name]})
+                checks[name] = "failed: see the log"
     ready = all(value == "ok" for value in checks.values())
     body = Readiness(status="ready" if ready else "not_ready", checks=checks)
     return Response(body.model_dump_json(), 200 if ready else 503, media_type="application/json")

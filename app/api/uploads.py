@@ -16,7 +16,7 @@ from app.api.receive import Received, receiving
 from app.api.schemas import DatasetRead, ModelRead
 from app.errors import ServiceError, invalid
 from app.logging import request_id
-from app.services import starting, uploads
+from app.services import quotas, starting, uploads
 from app.storage import Spool, Stored
 from app.tables import DatasetRow, ModelRow
 
@@ -61,13 +61,19 @@ class Kept:
         )
 
 
-def keep(kind: Kind, spool: Spool, name: str | None) -> Kept:
-    """Recognize and store a received file. ServiceError 415 or 422 where it is unusable."""
+def keep(parts: Parts, tenant_id: str, kind: Kind, spool: Spool, name: str | None) -> Kept:
+    """Recognize and store a received file. ServiceError 415 or 422 where it is unusable, 507 where
+    the tenant's storage is full."""
     if spool.size_bytes == 0:
         raise invalid(
             "empty_upload", "file", "no bytes arrived", f"Send the {kind.name} as the body."
         )
     format_ = uploads.recognize(kind.name, spool.path)
+    with parts.database.read() as session:
+        # The same bytes again take no room.
+        if uploads.of_content(session, kind.name, tenant_id, spool.sha256) is None:
+            what = f"this {kind.name} of {spool.size_bytes} bytes"
+            quotas.check_storage(session, parts.settings, tenant_id, spool.size_bytes, what=what)
     stored = spool.keep()
     return Kept(kind, clean_name(name, f"{kind.name}-{stored.sha256[:8]}"), format_, stored)
 
@@ -94,7 +100,7 @@ def _create(
     if spool is None:
         raise invalid("missing_file", "file", "the form has no such part", "Use -F file=@PATH.")
     name = name or received.texts.get("name") or received.names.get("file")
-    kept = keep(kind, spool, name)
+    kept = keep(parts, tenant_id, kind, spool, name)
     fingerprint = fingerprint_of(kind.name, kept.stored.sha256, kept.name)
 
     def create() -> Response:

@@ -6,6 +6,7 @@ import logging
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from contextvars import Context
 
 from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
@@ -35,7 +36,8 @@ class Watcher:
         moved = asyncio.Event()
         self._waiting[id_].add(moved)
         if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._poll())
+            # For everybody: in no request's context, which would confine it to one tenant.
+            self._task = asyncio.create_task(self._poll(), context=Context())
         try:
             yield moved
         finally:

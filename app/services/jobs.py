@@ -15,7 +15,7 @@ from app.domain.recipes import Variant
 from app.domain.targets import TARGET_NOTE, target_notes
 from app.domain.work import TrainingProgress
 from app.errors import ServiceError, invalid, not_found
-from app.services import advice, planning
+from app.services import advice, planning, webhooks
 from app.services.planning import Files
 from app.storage import Stored
 from app.tables import ArtifactRow, DatasetRow, EventRow, JobRow, ModelRow, VariantRow, new_id, now
@@ -182,6 +182,7 @@ def start(session: Session, job: JobRow) -> None:
         job.status = Status.running
         job.started_at = now()
         emit_job(session, job)
+        webhooks.job_event(session, job, "job.started", requested(job))
 
 
 def succeed_variant(
@@ -266,6 +267,7 @@ def settle(session: Session, job: JobRow) -> None:
     job.finished_at = now()
     emit_job(session, job)
     emit(session, job.id, job.tenant_id, "end", {"id": job.id, "status": job.status})
+    webhooks.job_event(session, job, "job.finished", rows)
 
 
 def cancel(session: Session, job: JobRow) -> None:

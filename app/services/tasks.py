@@ -5,8 +5,8 @@ from sqlalchemy.orm import Session
 
 from app.domain.jobs import TERMINAL
 from app.domain.problems import Problem
-from app.services import analyses, jobs, uploads
-from app.tables import AnalysisRow, JobRow, VariantRow
+from app.services import analyses, jobs, uploads, webhooks
+from app.tables import AnalysisRow, DeliveryRow, JobRow, VariantRow
 
 
 def lock_job(session: Session, kind: str, subject_id: str) -> JobRow | None:
@@ -35,6 +35,11 @@ def give_up(session: Session, kind: str, subject_id: str, problem: Problem) -> N
         analysis = session.get(AnalysisRow, subject_id)
         if analysis is not None and analysis.status == "analyzing":
             analyses.refused(analysis, problem)
+        return
+    if kind == "deliver":
+        delivery = session.get(DeliveryRow, subject_id)
+        if delivery is not None and delivery.status == "pending":
+            webhooks.abandon(delivery, problem.message)
         return
     job = lock_job(session, kind, subject_id)
     if job is None or job.status in TERMINAL:

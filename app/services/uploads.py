@@ -10,6 +10,7 @@ from app.domain.formats import dataset_format, model_format
 from app.domain.jobs import ACTIVE
 from app.domain.problems import Problem
 from app.errors import ServiceError
+from app.services import webhooks
 from app.storage import Stored
 from app.tables import DatasetRow, JobRow, ModelRow, new_id
 
@@ -45,7 +46,7 @@ def create(
 ) -> tuple[ModelRow | DatasetRow, bool]:
     """The row of an uploaded file, and whether it is new: the same bytes are one model."""
     table = ModelRow if kind == "model" else DatasetRow
-    existing = _of_content(session, kind, tenant_id, stored.sha256)
+    existing = of_content(session, kind, tenant_id, stored.sha256)
     if existing is not None:
         if existing.status == "invalid" or _outdated(existing):
             # It may have been for want of memory, or by an older version of the inspection.
@@ -93,7 +94,7 @@ def enqueue_inspection(
     )
 
 
-def _of_content(
+def of_content(
     session: Session, kind: str, tenant_id: str, sha256: str
 ) -> ModelRow | DatasetRow | None:
     content = {"tenant_id": tenant_id, "sha256": sha256}
@@ -129,13 +130,17 @@ def delete(session: Session, row: ModelRow | DatasetRow) -> None:
 def inspected(session: Session, row: ModelRow | DatasetRow, facts: dict[str, object]) -> None:
     row.facts = facts
     row.error = None
-    row.status = "ready"
+    # A model is inspected twice: before and after its conversion.
+    known, row.status = row.status == "ready", "ready"
+    if not known:
+        webhooks.upload_event(session, row)
     _wake_jobs(session, row)
 
 
 def refused(session: Session, row: ModelRow | DatasetRow, problem: Problem) -> None:
     row.error = problem.model_dump(exclude_none=True)
     row.status = "invalid"
+    webhooks.upload_event(session, row)
     _wake_jobs(session, row)
 
 

@@ -173,7 +173,7 @@ def test_a_broken_upload_leaves_nothing(service: Service) -> None:
     before = stored(service)
     parts = urlsplit(service.url)
     connection = socket.create_connection((parts.hostname, parts.port))
-    head = "POST /v1/analyze HTTP/1.1\r\nHost: x\r\nContent-Length: 7000000\r\n\r\n"
+    head = "POST /v1/analyze HTTP/1.1\r\nHost: localhost\r\nContent-Length: 7000000\r\n\r\n"
     connection.sendall(head.encode() + b"\x1c\0\0\0TFL3" + bytes(6_000_000))
     until(lambda: spooled(service), "the upload is being spooled")
     # Reset, not closed: the service learns it at once.

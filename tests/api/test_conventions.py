@@ -14,6 +14,7 @@ OPERATIONS = {
     "get_job_events", "get_job_report", "get_job_verdict", "get_job_artifacts",
     "get_artifact", "get_artifact_content", "create_analysis", "put_analysis", "get_analysis",
     "list_techniques", "list_targets", "list_catalog", "advise",
+    "create_key", "list_keys", "get_key", "revoke_key", "list_audit",
     "get_health", "get_readiness", "get_metrics",
 }  # fmt: skip
 

@@ -30,10 +30,10 @@ NEGATIVE = [
     or operation in ("get_job", "get_job_report", "get_analysis", "advise")
     if operation not in ("list_techniques", "list_targets", "list_catalog")
 ]
-# No schema tells which bytes are a model, or which order of techniques is a recipe.
+# No schema tells which bytes are a model, which order is a recipe, or what time it is.
 NOT_TOLD_BY_SCHEMA = (
     "create_model", "put_model", "create_dataset", "put_dataset", "create_job",
-    "create_analysis", "put_analysis", "advise",
+    "create_analysis", "put_analysis", "advise", "create_key",
 )  # fmt: skip
 
 

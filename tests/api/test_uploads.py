@@ -136,7 +136,9 @@ def test_a_broken_upload_leaves_nothing(service: Service, form: bool, chunked: b
     type_ = "multipart/form-data; boundary=x" if form else "application/octet-stream"
     start = FORM_START if form else b""
     body = start + b"TFL3" * 1_500_000
-    head = f"POST /v1/models HTTP/1.1\r\nHost: x\r\n{length}\r\nContent-Type: {type_}\r\n\r\n"
+    head = (
+        f"POST /v1/models HTTP/1.1\r\nHost: localhost\r\n{length}\r\nContent-Type: {type_}\r\n\r\n"
+    )
     connection.sendall(head.encode() + (f"{len(body):x}\r\n".encode() if chunked else b""))
     connection.sendall(body)
     if not form:

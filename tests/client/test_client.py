@@ -11,6 +11,7 @@ from app.client import (
     Client,
     InvalidRequest,
     InvalidUpload,
+    NotAllowed,
     NotFound,
     ServiceFailure,
     Unreachable,
@@ -112,3 +113,20 @@ def test_no_service_and_a_foreign_one(service: StandIn) -> None:
         Client("ftp://here")
     with Client(f"{service.url}/docs?") as client, pytest.raises((ServiceFailure, NotFound)):
         client.techniques()
+
+
+def test_errors_tell_no_password_of_the_url() -> None:
+    with Client("http://me:hunter2secret@127.0.0.1:1/x") as client:
+        assert client._connection._http.base_url.password == "hunter2secret"
+        with pytest.raises(Unreachable) as caught:
+            client.model("mdl_1")
+    assert "http://127.0.0.1:1/x" in str(caught.value)
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["ls_a b", "ls_ä", "ls_a\nX-Other: 1"])
+def test_what_can_be_no_key_is_refused_before_it_is_sent(service: StandIn, key: str) -> None:
+    with pytest.raises(NotAllowed, match="no key has"):
+        Client(service.url, key)
+    with Client(service.url, " ls_a\n") as client:
+        assert client._connection._http.headers["authorization"] == "Bearer ls_a"
