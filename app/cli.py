@@ -6,7 +6,7 @@ a bad file, a refused request); 3 no service answers, or it failed; 130 interrup
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 from pydantic import ValidationError
@@ -14,13 +14,12 @@ from pydantic import ValidationError
 from app.cli_analyze import analyze
 from app.cli_knowledge import advise, catalog, targets, techniques
 from app.cli_options import check_file, height_width, numbers, size_bytes
-from app.cli_output import FAILED, WRONG, Target, Watch, connect, out, show_job, stop
+from app.cli_options import settings as _settings
+from app.cli_output import FAILED, Target, Watch, connect, out, show_job, stop
 from app.cli_resources import datasets, jobs, models
+from app.cli_storage import backup, gc, restore
 from app.client import DEFAULT_URL
 from app.domain.recipes import InvalidRecipe, parse_variant
-
-if TYPE_CHECKING:
-    from app.config import Settings
 
 main = typer.Typer(
     help="Make TensorFlow models small and fast for edge devices, and see it measured.",
@@ -35,6 +34,8 @@ for command in (advise, analyze, techniques, targets, catalog):
     main.command()(command)
 
 RUN = "Run a service"
+for command in (gc, backup, restore):
+    main.command(rich_help_panel=RUN)(command)
 
 OptionalPath = Path | None
 Host = Annotated[str | None, typer.Option(help="Address to listen on.")]
@@ -216,19 +217,6 @@ def migrate(data_dir: DataDir = None) -> None:
 
     migrate_database(_settings(data_dir=data_dir))
     out("the database is at this version's schema")
-
-
-def _settings(**given: Any) -> "Settings":
-    """Settings from the environment, with what was given on the command line on top."""
-    from app.config import Settings
-
-    try:
-        return Settings(**{name: value for name, value in given.items() if value is not None})
-    except ValidationError as error:
-        for entry in error.errors():
-            field = ".".join(str(part) for part in entry["loc"])
-            stop(f"setting {field} (LITESMITH_{field.upper()}): {entry['msg']}")
-        raise typer.Exit(WRONG) from None
 
 
 def _read_spec(path: Path | None) -> dict[str, Any]:

@@ -2,9 +2,15 @@
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from app.cli_output import stop
+import typer
+from pydantic import ValidationError
+
+from app.cli_output import WRONG, stop
+
+if TYPE_CHECKING:
+    from app.config import Settings
 
 _SIZES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 
@@ -47,3 +53,16 @@ def check_file(what: str, given: Any, prefix: str) -> None:
             f"{what}: there is no file '{given}'",
             hint=f"name a file, or an id that begins {prefix}",
         )
+
+
+def settings(**given: Any) -> "Settings":
+    """Settings from the environment, with what was given on the command line on top."""
+    from app.config import Settings
+
+    try:
+        return Settings(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        for entry in error.errors():
+            field = ".".join(str(part) for part in entry["loc"])
+            stop(f"setting {field} (LITESMITH_{field.upper()}): {entry['msg']}")
+        raise typer.Exit(WRONG) from None

@@ -232,6 +232,10 @@ class Client:
             self._connection.json("POST", f"/v1/jobs/{path_part(job_id)}/retry")
         )
 
+    def delete_job(self, job_id: str) -> None:
+        """Delete a job with all that it made; raises Conflict before it has ended."""
+        self._connection.call("DELETE", f"/v1/jobs/{path_part(job_id)}")
+
     def events(
         self, job_id: str, last_event_id: int | None = None, patience: float = 60.0
     ) -> Iterator[Event]:

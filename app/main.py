@@ -34,7 +34,7 @@ from app.logging import configure, request_id
 from app.metrics import REQUEST_COUNT, REQUEST_SECONDS
 from app.queue import Doorbell
 from app.services.advice import AdviseRequest
-from app.storage import open_storage
+from app.storage import StorageAway, StorageFull, open_storage
 
 log = logging.getLogger(__name__)
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
@@ -86,6 +86,8 @@ def create_app(settings: Settings) -> FastAPI:
     app.exception_handler(RequestValidationError)(_validation_error)
     for away in (OperationalError, InterfaceError, PoolTimeout):
         app.exception_handler(away)(_database_away)
+    app.exception_handler(StorageFull)(_storage_full)
+    app.exception_handler(StorageAway)(_storage_away)
     app.exception_handler(HTTPException)(_http_error)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
@@ -180,6 +182,25 @@ async def _database_away(_: Request, error: Exception) -> Response:
     log.error("the database does not answer", exc_info=error)
     response = _problem(
         503, "unavailable", "The database does not answer.", "Try again in a moment."
+    )
+    response.headers["Retry-After"] = "5"
+    return response
+
+
+async def _storage_full(_: Request, error: Exception) -> Response:
+    log.error("the storage is full", exc_info=error)
+    return _problem(
+        507,
+        "insufficient_storage",
+        "The service has no room for it; nothing was changed.",
+        "Tell the operator; deleting jobs, models and datasets makes room after about an hour.",
+    )
+
+
+async def _storage_away(_: Request, error: Exception) -> Response:
+    log.error("the storage does not answer", exc_info=error)
+    response = _problem(
+        503, "unavailable", "The storage does not answer.", "Try again in a moment."
     )
     response.headers["Retry-After"] = "5"
     return response

@@ -15,8 +15,10 @@ from app.tables import StepRow, now
 Standing = Literal["ready", "mine", "busy"]
 
 
-def ready(session: Session, tenant_id: str, key: str) -> StepRow | None:
-    row = session.get(StepRow, (tenant_id, key))
+def ready(session: Session, tenant_id: str, key: str, *, hold: bool = False) -> StepRow | None:
+    """The result, if it is there; `hold` keeps it there until the transaction has committed what
+    refers to its files, which would be removed with it."""
+    row = session.get(StepRow, (tenant_id, key), with_for_update=hold or None)
     return row if row is not None and row.status == "ready" else None
 
 

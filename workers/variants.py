@@ -12,12 +12,13 @@ from app.queue import Claim
 from app.services import jobs, tasks
 from app.services.tasks import lock_job
 from app.storage import Stored, store_bytes
-from app.tables import StepRow, VariantRow
+from app.tables import JobRow, StepRow, VariantRow
 from workers import steps, training
 from workers.common import (
     data_source,
     deliver,
     float_model,
+    intact,
     latency,
     limits,
     model_source,
@@ -25,13 +26,14 @@ from workers.common import (
 )
 from workers.plan import Plan, calibration_options
 from workers.training import StageFailed, Trained
-from workers.worker import Lease, Made, Worker
+from workers.worker import Lease, Made, Worker, storing
 
 BUSY_S = 0.3
 
 
 def variant(worker: Worker, lease: Lease) -> None:
     claim = lease.claim
+    intact(worker, claim.tenant_id, _reused(worker, claim))
     with worker.writing() as session:
         job = lock_job(session, claim.kind, claim.subject_id)
         queue.renew(session, claim, worker.settings.lease_s)
@@ -72,6 +74,18 @@ def variant(worker: Worker, lease: Lease) -> None:
             if job is not None and isinstance(error, StageFailed):
                 training.fail_sharers(session, job, claim.subject_id, plan, error)
             tasks.give_up(session, claim.kind, claim.subject_id, error.problem())
+
+
+def _reused(worker: Worker, claim: Claim) -> list[str]:
+    """Keys of the results that the variant would reuse, were they there: itself, its training."""
+    with worker.database.read() as session:
+        row = session.get(VariantRow, claim.subject_id)
+        job = session.get(JobRow, row.job_id) if row is not None else None
+        if row is None or job is None or row.status in TERMINAL:
+            return []
+        plan, asked = Plan.model_validate(job.plan), jobs.variant_of(row)
+    stages = range(1, len(asked.training) + 1)
+    return [plan.variant_key(asked), *(plan.train_key(asked.training[:n]) for n in stages)]
 
 
 def _make_variant(
@@ -148,7 +162,8 @@ def _keep_variant(
     stages = trained.in_manifest() if trained else []
     manifest = plan.manifest(asked, files["tflite"].sha256, result["tools"], stages)
     text = json.dumps(manifest, indent=2, sort_keys=True).encode()
-    files["manifest"] = store_bytes(worker.storage, text)
+    with storing():
+        files["manifest"] = store_bytes(worker.storage, text)
     gzip_sizes = {
         "tflite": result["metrics"]["gzip_size_bytes"],
         "manifest": len(gzip.compress(text, 9, mtime=0)),

@@ -203,6 +203,14 @@ def retry_job(parts: TheParts, tenant: Tenant, id: str) -> JobRead:
         return JobRead.of(job)
 
 
+@router.delete("/{id}", operation_id="delete_job", status_code=204)
+def delete_job(parts: TheParts, tenant: Tenant, id: str) -> None:
+    """Delete a job that has ended, with its figures, events and artifacts."""
+    with parts.database.write() as session:
+        one(session, JobRow, tenant, "job", id)
+        jobs.delete(session, jobs.locked(session, tenant, id))
+
+
 @router.get(
     "/{id}/events",
     operation_id="get_job_events",

@@ -5,16 +5,19 @@ from datetime import datetime
 
 from zipstream import ZIP_STORED, ZipStream
 
-from app.storage import Storage
+from app.storage import Storage, verified
 from app.tables import JobRow
 
 
 def of_job(storage: Storage, job: JobRow, texts: Mapping[str, str]) -> Iterator[bytes]:
-    """The bytes of a zip with the job's artifacts, a folder a variant, and the given texts."""
+    """The bytes of a zip with the job's artifacts, a folder a variant, and the given texts.
+    It is cut off where a file is damaged or gone."""
     stream = ZipStream(compress_type=ZIP_STORED)
     for row in job.variants:
         for artifact in row.artifacts:
-            content = storage.read(artifact.sha256, 0, artifact.size_bytes)
+            content = verified(
+                storage.read(artifact.sha256, 0, artifact.size_bytes), artifact.sha256
+            )
             stream.add(content, f"{row.name}/{artifact.file_name}", size=artifact.size_bytes)
     for name, text in texts.items():
         stream.add(text.encode(), name)
