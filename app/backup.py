@@ -8,6 +8,7 @@ import fcntl
 import os
 import sqlite3
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 from sqlalchemy import delete, make_url
@@ -76,10 +77,7 @@ def _embedded(settings: Settings) -> tuple[Path, LocalStorage]:
 
 
 def _objects(directory: Path, settings: Settings) -> LocalStorage:
-    place = Settings(data_dir=directory, part_retention_days=settings.part_retention_days)
-    found = open_storage(place.model_copy(update={"storage_url": None, "database_url": None}))
-    assert isinstance(found, LocalStorage)
-    return found
+    return LocalStorage(directory / "objects", timedelta(days=settings.partial_retention_days))
 
 
 def _copy(source: Path, storage: LocalStorage, target: Path, to: LocalStorage) -> Copied:

@@ -34,8 +34,8 @@ for command in (advise, analyze, techniques, targets, catalog):
     main.command()(command)
 
 RUN = "Run a service"
-for command in (gc, backup, restore):
-    main.command(rich_help_panel=RUN)(command)
+for service_command in (gc, backup, restore):
+    main.command(rich_help_panel=RUN)(service_command)
 
 OptionalPath = Path | None
 Host = Annotated[str | None, typer.Option(help="Address to listen on.")]

@@ -57,7 +57,7 @@ class Settings(BaseSettings):
     artifact_retention_days: float | None = Field(default=None, gt=0)
     upload_retention_days: float | None = Field(default=None, gt=0)
     # Of a resumable upload after its last byte came.
-    part_retention_days: float = Field(default=2, gt=0)
+    partial_retention_days: float = Field(default=2, gt=0)
 
     @field_validator("cors_origins", mode="before")
     @classmethod

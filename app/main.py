@@ -20,7 +20,7 @@ from starlette.exceptions import HTTPException
 from ulid import ULID
 
 from app import __version__
-from app.api import analyses, artifacts, datasets, jobs, knowledge, models, service
+from app.api import analyses, artifacts, datasets, jobs, knowledge, models, resumable, service
 from app.api.analyses import AnalyzeArtifact
 from app.api.deps import Parts
 from app.api.models import CatalogRequest
@@ -39,6 +39,8 @@ from app.storage import StorageAway, StorageFull, open_storage
 log = logging.getLogger(__name__)
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 PROBLEM = "application/problem+json"
+# A status of the tus protocol, which HTTP itself does not have.
+PHRASES = {460: "Checksum Mismatch"}
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -63,7 +65,7 @@ def create_app(settings: Settings) -> FastAPI:
         responses={"4XX": problem, 422: problem},
     )
     app.state.parts = parts
-    for module in (models, datasets, jobs, artifacts, analyses, knowledge, service):
+    for module in (models, datasets, resumable, jobs, artifacts, analyses, knowledge, service):
         app.include_router(module.router)
     app.middleware("http")(_identify)
     if settings.cors_origins:
@@ -80,6 +82,15 @@ def create_app(settings: Settings) -> FastAPI:
                 "Content-Digest",
                 "Repr-Digest",
                 "Content-Disposition",
+                "Upload-Offset",
+                "Upload-Length",
+                "Upload-Metadata",
+                "Upload-Expires",
+                "Tus-Resumable",
+                "Tus-Version",
+                "Tus-Extension",
+                "Tus-Max-Size",
+                "Tus-Checksum-Algorithm",
             ],
         )
     app.exception_handler(ServiceError)(_service_error)
@@ -160,7 +171,7 @@ def _problem(
 ) -> Response:
     body = ProblemDetails(
         type=f"urn:litesmith:problem:{code}",
-        title=HTTPStatus(status).phrase,
+        title=PHRASES.get(status) or HTTPStatus(status).phrase,
         status=status,
         detail=detail,
         code=code,

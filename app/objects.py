@@ -50,12 +50,12 @@ class Object:
 class Storage(Protocol):
     """What both kinds of storage do. `digest` is the SHA-256 in hexadecimal.
 
-    All raise StorageFull or StorageAway. `spool` holds files while they are received, `parts` those
-    of uploads that are sent in several requests.
+    All raise StorageFull or StorageAway. `spool` holds files while they are received, `partials`
+    those of uploads that come in several requests.
     """
 
     spool: Path
-    parts: Path
+    partials: Path
 
     def adopt(self, file: Path, digest: str) -> None:
         """Store a complete local file under its digest; the file is gone afterwards. An object that
@@ -81,7 +81,7 @@ class Storage(Protocol):
         ...
 
     def sweep(self) -> None:
-        """Remove abandoned files of the spool and parts."""
+        """Remove abandoned files of the spool and partials."""
         ...
 
     def check(self) -> None:

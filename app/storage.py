@@ -106,13 +106,13 @@ def _sync(path: Path) -> None:
 
 
 class LocalStorage:
-    """Objects as files below one directory; spool and parts lie beside them, on the same disk."""
+    """Objects as files below one directory; the files of uploads lie beside them, on one disk."""
 
-    def __init__(self, root: Path, parts_for: timedelta) -> None:
+    def __init__(self, root: Path, partials_for: timedelta) -> None:
         self.root = root
-        self._parts_for = parts_for
+        self._partials_for = partials_for
         self.spool = _own(root / "spool")
-        self.parts = _own(root / "parts")
+        self.partials = _own(root / "partials")
         self.sweep()
 
     def _path(self, digest: str) -> Path:
@@ -174,7 +174,7 @@ class LocalStorage:
 
     def sweep(self) -> None:
         remove_older(self.spool, ABANDONED)
-        remove_older(self.parts, self._parts_for)
+        remove_older(self.partials, self._partials_for)
 
     def check(self) -> None:
         with room(), tempfile.TemporaryFile(dir=self.spool) as file:
@@ -201,8 +201,8 @@ class S3Storage:
 
     def __init__(self, settings: Settings, bucket: str, prefix: str) -> None:
         self.spool = _own(Path(tempfile.gettempdir()) / f"litesmith-spool-{os.getuid()}")
-        self.parts = _own(settings.root / "parts")
-        self._parts_for = timedelta(days=settings.part_retention_days)
+        self.partials = _own(settings.root / "partials")
+        self._partials_for = timedelta(days=settings.partial_retention_days)
         self.sweep()
         config: dict[str, str] = {"region": settings.s3_region}
         if settings.s3_endpoint:
@@ -264,7 +264,7 @@ class S3Storage:
 
     def sweep(self) -> None:
         remove_older(self.spool, ABANDONED)
-        remove_older(self.parts, self._parts_for)
+        remove_older(self.partials, self._partials_for)
 
     def check(self) -> None:
         with _answered():
@@ -275,7 +275,7 @@ def open_storage(settings: Settings) -> Storage:
     """The storage that LITESMITH_STORAGE_URL names. ValueError for another scheme."""
     url = urlparse(settings.storage)
     if url.scheme == "file":
-        return LocalStorage(Path(url.path), timedelta(days=settings.part_retention_days))
+        return LocalStorage(Path(url.path), timedelta(days=settings.partial_retention_days))
     if url.scheme == "s3":
         return S3Storage(settings, url.netloc, url.path.strip("/"))
     raise ValueError(

@@ -99,8 +99,8 @@ class DatasetRow(Upload, Base):
 
 
 class PartialRow(Owned, Base):
-    """An upload that comes in several requests (app.services.partial). How much of it is there the
-    file of its parts tells, not the row."""
+    """An upload that comes in several requests. How much of it is there its file tells, not the
+    row (app.services.partial)."""
 
     __tablename__ = "partial_uploads"
     __table_args__ = (Index("partial_uploads_by_digest", "tenant_id", "announced_sha256"),)
@@ -113,8 +113,9 @@ class PartialRow(Owned, Base):
     upload_metadata: Mapped[str] = mapped_column(Text)
     # The digest that the client says the whole has.
     announced_sha256: Mapped[str | None] = mapped_column(default=None)
-    # The digest under which the whole is being stored, from just before that on.
+    # Of the whole, from just before it is stored on.
     sha256: Mapped[str | None] = mapped_column(default=None)
+    format: Mapped[str | None] = mapped_column(default=None)
     # The model or dataset that it became.
     subject_id: Mapped[str | None] = mapped_column(default=None)
     expires_at: Mapped[datetime] = mapped_column(index=True)

@@ -22,7 +22,7 @@ def expire(database: Database, settings: Settings) -> dict[str, int]:
         "jobs": (_jobs, settings.job_retention_days),
         "artifacts": (_artifacts, settings.artifact_retention_days),
         "uploads": (_uploads, settings.upload_retention_days),
-        "parts": (_parts, 0.0),
+        "partial uploads": (_partial, 0.0),
     }
     removed: dict[str, int] = {}
     for name, (rule, days) in rules.items():
@@ -69,7 +69,7 @@ def _uploads(session: Session, old: datetime) -> int:
     return count
 
 
-def _parts(session: Session, at: datetime) -> int:
+def _partial(session: Session, at: datetime) -> int:
     """Resumable uploads that nobody went on with; their files go by age."""
     ids = session.scalars(
         select(PartialRow.id).where(PartialRow.expires_at < at).limit(BATCH)

@@ -21,6 +21,7 @@ def upgrade() -> None:
         sa.Column("upload_metadata", sa.Text(), nullable=False),
         sa.Column("announced_sha256", sa.String(), nullable=True),
         sa.Column("sha256", sa.String(), nullable=True),
+        sa.Column("format", sa.String(), nullable=True),
         sa.Column("subject_id", sa.String(), nullable=True),
         sa.Column("expires_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("id", sa.String(), nullable=False),
