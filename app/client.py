@@ -39,6 +39,7 @@ from app.client_http import (
     upload,
     wait_ready,
 )
+from app.client_resume import RESUMABLE_BYTES, upload_in_parts
 from app.client_types import (
     Analysis,
     ApiError,
@@ -126,26 +127,53 @@ class Client:
     # Models and datasets
 
     def upload_model(
-        self, path: Source, name: str | None = None, on_progress: OnProgress | None = None
+        self,
+        path: Source,
+        name: str | None = None,
+        on_progress: OnProgress | None = None,
+        *,
+        resumable: bool | None = None,
+        patience: float = 120.0,
     ) -> Model:
         """Upload a model file, streamed from disk; the same bytes again give the same model.
 
         `on_progress` is called with (bytes sent, bytes in all). The model's inspection may still
-        run when this returns: see `wait_model`.
+        run when this returns: see `wait_model`. A `resumable` upload (by itself from 64 MiB on)
+        survives broken connections: it goes on by itself until nothing came through for `patience`
+        seconds, and the same call goes on later.
         """
-        name = name or Path(path).name
-        return Model.model_validate(
-            upload(self._connection, "/v1/models", path, {"name": name}, on_progress)
-        )
+        sent = self._upload("model", path, name, on_progress, resumable, patience)
+        return Model.model_validate(sent)
 
     def upload_dataset(
-        self, path: Source, name: str | None = None, on_progress: OnProgress | None = None
+        self,
+        path: Source,
+        name: str | None = None,
+        on_progress: OnProgress | None = None,
+        *,
+        resumable: bool | None = None,
+        patience: float = 120.0,
     ) -> Dataset:
         """Upload a dataset file, as `upload_model`."""
-        name = name or Path(path).name
-        return Dataset.model_validate(
-            upload(self._connection, "/v1/datasets", path, {"name": name}, on_progress)
-        )
+        sent = self._upload("dataset", path, name, on_progress, resumable, patience)
+        return Dataset.model_validate(sent)
+
+    def _upload(
+        self,
+        kind: Literal["model", "dataset"],
+        path: Source,
+        name: str | None,
+        on_progress: OnProgress | None,
+        resumable: bool | None,
+        patience: float,
+    ) -> Any:
+        file = Path(path)
+        name = name or file.name
+        if resumable is None:
+            resumable = file.stat().st_size >= RESUMABLE_BYTES
+        if resumable:
+            return upload_in_parts(self._connection, kind, file, name, on_progress, patience)
+        return upload(self._connection, f"/v1/{kind}s", file, {"name": name}, on_progress)
 
     def model_from_catalog(self, catalog: str, weights: str = "imagenet", seed: int = 0) -> Model:
         """Bring in a model of `catalog()`; a worker makes it: see `wait_model`."""

@@ -195,8 +195,7 @@ def _find(parts: Parts, tenant: str, id_: str) -> PartialRow:
 @router.get("/{id}", operation_id="get_upload", name="get_upload")
 def get_upload(parts: TheParts, tenant: Tenant, id: str) -> PartialRead:
     """How far an upload is, and the model or dataset that it became."""
-    _settle(parts, tenant, id)
-    return _read(parts, _find(parts, tenant, id))
+    return _read(parts, _settle(parts, tenant, id))
 
 
 @router.head("/{id}", include_in_schema=False)
@@ -220,6 +219,7 @@ def _settle(parts: Parts, tenant: str, id_: str) -> PartialRow:
             _complete(parts, tenant, row, held)
         finally:
             _close(held)
+        row = _find(parts, tenant, id_)
     return row
 
 
