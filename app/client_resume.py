@@ -9,22 +9,42 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from app.client_http import CHUNK_BYTES, Connection, OnProgress
+from app.client_http import CHUNK_BYTES, Connection, OnProgress, upload
 from app.client_types import ApiError, Unreachable
 
 # Files from this size on are sent so.
 RESUMABLE_BYTES = 64 * 2**20
 # Bytes of one request: some proxies pass a request on only when they have all of it.
 PART_BYTES = 64 * 2**20
+Kind = Literal["model", "dataset"]
 TUS = {"Tus-Resumable": "1.0.0"}
 LONGEST_PAUSE_S = 10.0
 # 409, 423: another connection is or was ahead; the others may be over in a moment.
 PASSING = (409, 423, 502, 503, 504)
 
 
+def send(
+    connection: Connection,
+    kind: Kind,
+    path: Path,
+    name: str | None,
+    on_progress: OnProgress | None,
+    resumable: bool | None,
+    patience: float,
+) -> Any:
+    """Upload a file in one request, or in several where it is `resumable`: None means by its
+    size. Returns the model or dataset that it became."""
+    name = name or path.name
+    if resumable is None:
+        resumable = path.stat().st_size >= RESUMABLE_BYTES
+    if resumable:
+        return upload_in_parts(connection, kind, path, name, on_progress, patience)
+    return upload(connection, f"/v1/{kind}s", path, {"name": name}, on_progress)
+
+
 def upload_in_parts(
     connection: Connection,
-    kind: Literal["model", "dataset"],
+    kind: Kind,
     path: Path,
     name: str,
     on_progress: OnProgress | None,
@@ -71,7 +91,7 @@ def _send(
     on_progress: OnProgress | None,
     patience: float,
 ) -> None:
-    reached, since, pause = -1, time.monotonic(), 0.5
+    reached, since, pause = 0, time.monotonic(), 0.5
     while True:
         try:
             head = connection.call("HEAD", url, headers=TUS)
@@ -87,6 +107,9 @@ def _send(
             if isinstance(error, ApiError) and error.status not in PASSING:
                 raise
             if time.monotonic() - since > patience:
+                if isinstance(error, Unreachable):
+                    again = f"{error}; the same upload, called again, goes on at byte {reached}"
+                    raise Unreachable(again) from error
                 raise
         time.sleep(pause)
         pause = min(2 * pause, LONGEST_PAUSE_S)
