@@ -334,8 +334,9 @@ def get_job_artifacts(parts: TheParts, tenant: Tenant, id: str) -> StreamingResp
         job = one(session, JobRow, tenant, "job", id)
         report, _ = reports.render(JobRead.of(job).model_dump(mode="json"), "markdown")
         content = archive.of_job(parts.storage, job, {"report.md": report})
-    return StreamingResponse(
-        content,
-        media_type="application/zip",
-        headers={"Content-Disposition": disposition(f"{job.id}.zip")},
-    )
+    headers = {
+        "Content-Disposition": disposition(f"{job.id}.zip"),
+        # By it a client sees that a zip which breaks off is not whole.
+        "Content-Length": str(len(content)),
+    }
+    return StreamingResponse(content, media_type="application/zip", headers=headers)
