@@ -38,7 +38,7 @@ def referred(session: Session) -> dict[str, int]:
         ),
     ]
     found: dict[str, int] = {}
-    for digest, size in session.execute(union_all(*wanted)).tuples():
+    for digest, size in session.execute(union_all(*wanted)):
         found[str(digest)] = size
     for files in session.scalars(select(StepRow.files)):
         found |= {file["sha256"]: file["size_bytes"] for file in files.values()}
