@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from typing import Any
 
 from app import queue
 from app.domain.jobs import TERMINAL, JobSpec, Status
@@ -22,7 +23,9 @@ from workers.common import (
     latency,
     limits,
     model_source,
+    plan_of,
     progress,
+    target_work,
 )
 from workers.plan import Plan, calibration_options
 from workers.training import StageFailed, Trained
@@ -41,7 +44,7 @@ def variant(worker: Worker, lease: Lease) -> None:
         if job is None or row is None or row.status in TERMINAL:
             queue.finish(session, claim)
             return
-        plan, spec = Plan.model_validate(job.plan), JobSpec.model_validate(job.spec)
+        plan, spec = plan_of(worker, job), JobSpec.model_validate(job.spec)
         asked = jobs.variant_of(row)
         key = plan.variant_key(asked)
         standing = steps.acquire(session, claim, key, "variant")
@@ -101,12 +104,12 @@ def _make_variant(
     options = calibration_options(asked)
     calibration = plan.calibration_for(asked)
     with worker.database.read() as session:
-        base = session.get_one(StepRow, (claim.tenant_id, plan.baseline_key()))
+        base = steps.needed(session, claim.tenant_id, plan.baseline_key())
         files: dict[str, Stored | None] = {"float32.tflite": float_model(session, claim, plan)}
         if "baseline_outputs" in base.files:
             files["baseline_outputs.npz"] = steps.file_of(base, "baseline_outputs")
         if options is not None:
-            row = session.get_one(StepRow, (claim.tenant_id, plan.calibration_key(options)))
+            row = steps.needed(session, claim.tenant_id, plan.calibration_key(options))
             files["calibration.npz"] = steps.file_of(row, "ranges")
     if trained is not None:
         files["trained.tflite"] = trained.file("float_model")
@@ -137,6 +140,7 @@ def _make_variant(
             "calibration_data": data_source(calibration, "calibration", plan),
             "evaluation_data": data_source(plan.evaluation, "evaluation", plan),
             "model": model_source(plan) if asked.needs_tensorflow else None,
+            "target": target_work(worker, plan, asked),
             "evaluation": plan.evaluation_settings,
             "latency": latency(worker, plan),
         }
@@ -150,9 +154,16 @@ def _make_variant(
         ),
         tensorflow=asked.needs_tensorflow,
         limits=limits(worker, spec),
-        outputs=lambda result: {"tflite": VARIANT_FILE},
+        outputs=_outputs,
+        # That of the .tflite is among its metrics.
+        gzipped=lambda name: name != "tflite",
     )
     _keep_variant(worker, claim, plan, asked, made, trained)
+
+
+def _outputs(result: dict[str, Any]) -> dict[str, str]:
+    """Which of the child's files to keep: those for a target under their path."""
+    return {"tflite": VARIANT_FILE} | {f["path"]: f["path"] for f in result["target_files"]}
 
 
 def _keep_variant(
@@ -164,7 +175,7 @@ def _keep_variant(
     text = json.dumps(manifest, indent=2, sort_keys=True).encode()
     with storing():
         files["manifest"] = store_bytes(worker.storage, text)
-    gzip_sizes = {
+    gzip_sizes = made.gzip_sizes | {
         "tflite": result["metrics"]["gzip_size_bytes"],
         "manifest": len(gzip.compress(text, 9, mtime=0)),
     }
@@ -180,6 +191,7 @@ def _keep_variant(
         "tools": result["tools"],
         "seconds": made.seconds,
         "training": trained.told if trained else [],
+        "target_files": result["target_files"],
         "gzip_sizes": gzip_sizes,
     }
     with worker.writing() as session:

@@ -10,7 +10,7 @@ import tempfile
 import threading
 import time
 import zlib
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +48,7 @@ from app.storage import (
     store_file,
 )
 from app.tables import WorkerRow, new_id, now
-from workers import runner
+from workers import compilers, runner
 from workers.runner import Kind, Limits, Spares, Stopped
 
 log = logging.getLogger(__name__)
@@ -181,6 +181,7 @@ class Worker:
             "tensorflow": settings.tensorflow_spares,
         }
         self.spares = Spares(wanted)
+        self.compilers = compilers.installed(settings.edgetpu_compiler)
         self.stopping = threading.Event()
         self.queues = queues
         slots = {"inspect": 1, "fast": settings.fast_slots, "train": settings.train_slots}
@@ -279,7 +280,7 @@ class Worker:
         while True:
             try:
                 with self.database.write() as session:
-                    details = {"spares": self.spares.counts()}
+                    details = {"spares": self.spares.counts(), "compilers": self.compilers}
                     session.merge(
                         WorkerRow(id=self.id, queues=self.queues, details=details, seen_at=now())
                     )
@@ -292,6 +293,7 @@ class Worker:
             if row is not None:
                 session.delete(row)
 
+    @storing()
     def make(
         self,
         lease: Lease,
@@ -302,28 +304,14 @@ class Worker:
         tensorflow: bool,
         limits: Limits,
         outputs: Callable[[dict[str, Any]], dict[str, str]],
-        gzipped: Collection[str] = (),
+        gzipped: Callable[[str], bool] = lambda name: False,
     ) -> Made:
         """Have a child do `work`, and store what it made.
 
         `inputs`: file name below `in/` -> digest. `outputs` tells from the result which files to
-        keep: name -> path; of those that `gzipped` names the compressed size is told. Raises
+        keep: name -> path; of those that are `gzipped` the compressed size is told. Raises
         WorkError, with the log's tail, Stopped and LeaseLost.
         """
-        with storing():
-            return self._make(lease, work, inputs, on_event, tensorflow, limits, outputs, gzipped)
-
-    def _make(
-        self,
-        lease: Lease,
-        work: Work,
-        inputs: dict[str, str],
-        on_event: Callable[[Event], None],
-        tensorflow: bool,
-        limits: Limits,
-        outputs: Callable[[dict[str, Any]], dict[str, str]],
-        gzipped: Collection[str],
-    ) -> Made:
         started = time.perf_counter()
         directory = Path(tempfile.mkdtemp(dir=self._work_dir))
         try:
@@ -345,7 +333,7 @@ class Worker:
                 raise
             kept = {name: directory / path for name, path in outputs(result).items()}
             files = {name: store_file(self.storage, path) for name, path in kept.items()}
-            sizes = {name: _gzip_size(path) for name, path in kept.items() if name in gzipped}
+            sizes = {name: _gzip_size(path) for name, path in kept.items() if gzipped(name)}
             return Made(result, files, sizes, round(time.perf_counter() - started, 3))
         finally:
             shutil.rmtree(directory, ignore_errors=True)

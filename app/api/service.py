@@ -1,21 +1,17 @@
 """Of the service itself: /healthz, /readyz, /metrics"""
 
 from collections.abc import Callable
-from datetime import timedelta
 
 from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
-from sqlalchemy import func, select, text
+from sqlalchemy import text
 
 from app.api.deps import Parts, TheParts
 from app.metrics import render
-from app.tables import WorkerRow, now
+from app.services.workers import workers_seen
 
 router = APIRouter(tags=["service"])
-
-# A worker says that it lives every few seconds.
-WORKER_SILENCE = timedelta(seconds=15)
 
 
 class Health(BaseModel):
@@ -43,11 +39,7 @@ def _check_database(parts: Parts) -> None:
 
 def _check_worker(parts: Parts) -> None:
     with parts.database.read() as session:
-        seen = session.scalar(
-            select(func.count())
-            .select_from(WorkerRow)
-            .where(WorkerRow.seen_at > now() - WORKER_SILENCE)
-        )
+        seen = workers_seen(session)
     if not seen:
         raise RuntimeError("no worker was heard of lately")
 
