@@ -24,7 +24,7 @@ def ready(session: Session, tenant_id: str, key: str, *, hold: bool = False) -> 
 
 
 def needed(session: Session, tenant_id: str, key: str) -> StepRow:
-    """A result that was there when the task was made due. WorkError where it was forgotten since."""
+    """A result that was there when the task was made due. WorkError where it is forgotten."""
     row = ready(session, tenant_id, key)
     if row is None:
         raise WorkError(
