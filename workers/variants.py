@@ -86,7 +86,7 @@ def _reused(worker: Worker, claim: Claim) -> list[str]:
         job = session.get(JobRow, row.job_id) if row is not None else None
         if row is None or job is None or row.status in TERMINAL:
             return []
-        plan, asked = Plan.model_validate(job.plan), jobs.variant_of(row)
+        plan, asked = plan_of(worker, job), jobs.variant_of(row)
     stages = range(1, len(asked.training) + 1)
     return [plan.variant_key(asked), *(plan.train_key(asked.training[:n]) for n in stages)]
 
