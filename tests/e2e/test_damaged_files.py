@@ -97,6 +97,9 @@ def test_a_damaged_artifact_is_not_served(service: Service) -> None:
     with pytest.raises(httpx.RemoteProtocolError):
         service.http.get(f"/v1/jobs/{job['id']}/artifacts.zip")
     assert "stored file damaged or gone" in service.log("api")
+    again = service.run(model=ids[0], dataset=ids[1], variants=["float16"])
+    assert not again["variants"][0]["cached"]
+    assert content(service, file).is_success
 
 
 def test_a_long_file_breaks_off_before_its_end(service: Service) -> None:
