@@ -17,6 +17,7 @@ from app.cli_knowledge import advise, catalog, targets, techniques
 from app.cli_options import check_file, height_width, numbers, settings_of, size_bytes
 from app.cli_output import FAILED, Target, Watch, connect, out, show_job, stop
 from app.cli_resources import datasets, jobs, models
+from app.cli_storage import backup, gc, restore
 from app.cli_tenants import tenants
 from app.cli_webhooks import usage, webhooks
 from app.client import DEFAULT_URL
@@ -38,6 +39,8 @@ for command in (advise, analyze, techniques, targets, catalog, usage):
 RUN = "Run a service"
 main.add_typer(tenants, name="tenants", rich_help_panel=RUN)
 main.add_typer(keys, name="keys", rich_help_panel=RUN)
+for service_command in (gc, backup, restore):
+    main.command(rich_help_panel=RUN)(service_command)
 
 OptionalPath = Path | None
 Host = Annotated[str | None, typer.Option(help="Address to listen on.")]

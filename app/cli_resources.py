@@ -169,6 +169,14 @@ def watch_job(context: typer.Context, job_id: Id, as_json: AsJson = False) -> No
         raise typer.Exit(FAILED)
 
 
+@jobs.command("delete")
+def delete_job(context: typer.Context, job_id: Id) -> None:
+    """Delete a job that has ended, with its files."""
+    with connect(context) as client:
+        client.delete_job(job_id)
+    out(f"deleted {job_id}")
+
+
 @jobs.command("report")
 def report_job(
     context: typer.Context,

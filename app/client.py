@@ -34,12 +34,13 @@ from app.client_http import (
     OnProgress,
     analyze,
     download,
+    download_all,
     follow,
     pages,
     path_part,
-    upload,
     wait_ready,
 )
+from app.client_resume import send
 from app.client_types import (
     Analysis,
     ApiError,
@@ -131,26 +132,36 @@ class Client:
     # Models and datasets
 
     def upload_model(
-        self, path: Source, name: str | None = None, on_progress: OnProgress | None = None
+        self,
+        path: Source,
+        name: str | None = None,
+        on_progress: OnProgress | None = None,
+        *,
+        resumable: bool | None = None,
+        patience: float = 120.0,
     ) -> Model:
         """Upload a model file, streamed from disk; the same bytes again give the same model.
 
         `on_progress` is called with (bytes sent, bytes in all). The model's inspection may still
-        run when this returns: see `wait_model`.
+        run when this returns: see `wait_model`. A `resumable` upload (by itself from 64 MiB on)
+        survives broken connections: it goes on by itself until nothing came through for `patience`
+        seconds, and the same call goes on later.
         """
-        name = name or Path(path).name
-        return Model.model_validate(
-            upload(self._connection, "/v1/models", path, {"name": name}, on_progress)
-        )
+        how = (on_progress, resumable, patience)
+        return Model.model_validate(send(self._connection, "model", Path(path), name, *how))
 
     def upload_dataset(
-        self, path: Source, name: str | None = None, on_progress: OnProgress | None = None
+        self,
+        path: Source,
+        name: str | None = None,
+        on_progress: OnProgress | None = None,
+        *,
+        resumable: bool | None = None,
+        patience: float = 120.0,
     ) -> Dataset:
         """Upload a dataset file, as `upload_model`."""
-        name = name or Path(path).name
-        return Dataset.model_validate(
-            upload(self._connection, "/v1/datasets", path, {"name": name}, on_progress)
-        )
+        how = (on_progress, resumable, patience)
+        return Dataset.model_validate(send(self._connection, "dataset", Path(path), name, *how))
 
     def model_from_catalog(self, catalog: str, weights: str = "imagenet", seed: int = 0) -> Model:
         """Bring in a model of `catalog()`; a worker makes it: see `wait_model`."""
@@ -163,21 +174,18 @@ class Client:
 
     def datasets(self, limit: int | None = None) -> Iterator[Dataset]:
         """All datasets, newest first, or the first `limit` of them."""
-        return (
-            Dataset.model_validate(item) for item in pages(self._connection, "/v1/datasets", limit)
-        )
+        found = pages(self._connection, "/v1/datasets", limit)
+        return (Dataset.model_validate(item) for item in found)
 
     def model(self, model_id: str) -> Model:
         """One model."""
-        return Model.model_validate(
-            self._connection.json("GET", f"/v1/models/{path_part(model_id)}")
-        )
+        path = f"/v1/models/{path_part(model_id)}"
+        return Model.model_validate(self._connection.json("GET", path))
 
     def dataset(self, dataset_id: str) -> Dataset:
         """One dataset."""
-        return Dataset.model_validate(
-            self._connection.json("GET", f"/v1/datasets/{path_part(dataset_id)}")
-        )
+        path = f"/v1/datasets/{path_part(dataset_id)}"
+        return Dataset.model_validate(self._connection.json("GET", path))
 
     def delete_model(self, model_id: str) -> None:
         """Delete a model; raises Conflict while a job runs on it."""
@@ -227,15 +235,17 @@ class Client:
 
     def cancel(self, job_id: str) -> Job:
         """Cancel a job; raises Conflict where it is finished."""
-        return Job.model_validate(
-            self._connection.json("POST", f"/v1/jobs/{path_part(job_id)}/cancel")
-        )
+        path = f"/v1/jobs/{path_part(job_id)}/cancel"
+        return Job.model_validate(self._connection.json("POST", path))
 
     def retry(self, job_id: str) -> Job:
         """Run again what did not succeed."""
-        return Job.model_validate(
-            self._connection.json("POST", f"/v1/jobs/{path_part(job_id)}/retry")
-        )
+        path = f"/v1/jobs/{path_part(job_id)}/retry"
+        return Job.model_validate(self._connection.json("POST", path))
+
+    def delete_job(self, job_id: str) -> None:
+        """Delete a job with all that it made; raises Conflict before it has ended."""
+        self._connection.call("DELETE", f"/v1/jobs/{path_part(job_id)}")
 
     def events(
         self, job_id: str, last_event_id: int | None = None, patience: float = 60.0
@@ -275,15 +285,7 @@ class Client:
     def download_all(self, job: Job | str, folder: Source) -> list[Path]:
         """Download every artifact of a job into `folder`; returns the files' paths."""
         found = self.job(job) if isinstance(job, str) else job
-        made = [*([found.baseline] if found.baseline else []), *found.variants]
-        pairs = [(v.name, a) for v in made for a in v.artifacts]
-        names = [Path(a.file_name).name for _, a in pairs]
-        paths = []
-        for (variant, artifact), name in zip(pairs, names, strict=True):
-            # Names of two variants may be the same, and none may lead out of the folder.
-            safe = name if name and names.count(name) == 1 else f"{variant}-{name or artifact.id}"
-            paths.append(self.download(artifact, Path(folder) / safe))
-        return paths
+        return download_all(self._connection, found, Path(folder))
 
     def analyze(
         self,
@@ -404,5 +406,5 @@ class Client:
             if on_upload:
                 on_upload(path, done, total)
 
-        send = self.upload_model if prefix == "mdl_" else self.upload_dataset
-        return send(path, on_progress=progress).id
+        upload = self.upload_model if prefix == "mdl_" else self.upload_dataset
+        return upload(path, on_progress=progress).id

@@ -24,6 +24,7 @@ from app.client_types import (
     Event,
     InvalidRequest,
     InvalidUpload,
+    Job,
     LimitReached,
     Model,
     NotAllowed,
@@ -241,6 +242,19 @@ def download(connection: Connection, artifact: Artifact, target: Path) -> Path:
     finally:
         part.unlink(missing_ok=True)
     return target
+
+
+def download_all(connection: Connection, job: Job, folder: Path) -> list[Path]:
+    """Download every artifact of a job into `folder`; returns the files' paths."""
+    made = [*([job.baseline] if job.baseline else []), *job.variants]
+    pairs = [(v.name, a) for v in made for a in v.artifacts]
+    names = [Path(a.file_name).name for _, a in pairs]
+    paths = []
+    for (variant, artifact), name in zip(pairs, names, strict=True):
+        # Names of two variants may be the same, and none may lead out of the folder.
+        safe = name if name and names.count(name) == 1 else f"{variant}-{name or artifact.id}"
+        paths.append(download(connection, artifact, folder / safe))
+    return paths
 
 
 def _api_error(answer: httpx.Response) -> ApiError:

@@ -82,6 +82,12 @@ class Settings(BaseSettings):
     event_retention_days: float = Field(default=30, gt=0)
     # What a job has found must be there until it ends: longer than its longest step.
     cache_retention_days: float = Field(default=30, ge=1)
+    # Off where they are not set.
+    job_retention_days: float | None = Field(default=None, gt=0)
+    artifact_retention_days: float | None = Field(default=None, gt=0)
+    upload_retention_days: float | None = Field(default=None, gt=0)
+    # Of a resumable upload after its last byte came.
+    partial_retention_days: float = Field(default=2, gt=0)
 
     @field_validator("cors_origins", "webhook_allowed_networks", "webhook_retry_s", mode="before")
     @classmethod

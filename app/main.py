@@ -28,6 +28,7 @@ from app.api import (
     keys,
     knowledge,
     models,
+    resumable,
     service,
     usage,
     webhooks,
@@ -52,11 +53,13 @@ from app.principal import Principal, confine
 from app.queue import Doorbell
 from app.services import keys as keys_service
 from app.services.advice import AdviseRequest
-from app.storage import open_storage
+from app.storage import StorageAway, StorageFull, open_storage
 
 log = logging.getLogger(__name__)
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 PROBLEM = "application/problem+json"
+# A status of the tus protocol, which HTTP itself does not have.
+PHRASES = {460: "Checksum Mismatch"}
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -88,6 +91,7 @@ def create_app(settings: Settings) -> FastAPI:
     for module in (
         models,
         datasets,
+        resumable,
         jobs,
         artifacts,
         analyses,
@@ -116,6 +120,15 @@ def create_app(settings: Settings) -> FastAPI:
                 "RateLimit",
                 "RateLimit-Policy",
                 "Retry-After",
+                "Upload-Offset",
+                "Upload-Length",
+                "Upload-Metadata",
+                "Upload-Expires",
+                "Tus-Resumable",
+                "Tus-Version",
+                "Tus-Extension",
+                "Tus-Max-Size",
+                "Tus-Checksum-Algorithm",
             ],
         )
     app.add_middleware(SecurityHeaders)
@@ -123,6 +136,8 @@ def create_app(settings: Settings) -> FastAPI:
     app.exception_handler(RequestValidationError)(_validation_error)
     for away in (OperationalError, InterfaceError, PoolTimeout):
         app.exception_handler(away)(_database_away)
+    app.exception_handler(StorageFull)(_storage_full)
+    app.exception_handler(StorageAway)(_storage_away)
     app.exception_handler(HTTPException)(_http_error)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
@@ -216,7 +231,7 @@ def _problem(
 ) -> Response:
     body = ProblemDetails(
         type=f"urn:litesmith:problem:{code}",
-        title=HTTPStatus(status).phrase,
+        title=PHRASES.get(status) or HTTPStatus(status).phrase,
         status=status,
         detail=detail,
         code=code,
@@ -243,6 +258,25 @@ async def _database_away(_: Request, error: Exception) -> Response:
     log.error("the database does not answer", exc_info=error)
     response = _problem(
         503, "unavailable", "The database does not answer.", "Try again in a moment."
+    )
+    response.headers["Retry-After"] = "5"
+    return response
+
+
+async def _storage_full(_: Request, error: Exception) -> Response:
+    log.error("the storage is full", exc_info=error)
+    return _problem(
+        507,
+        "insufficient_storage",
+        "The service has no room for it; nothing was changed.",
+        "Tell the operator; deleting jobs, models and datasets makes room after about an hour.",
+    )
+
+
+async def _storage_away(_: Request, error: Exception) -> Response:
+    log.error("the storage does not answer", exc_info=error)
+    response = _problem(
+        503, "unavailable", "The storage does not answer.", "Try again in a moment."
     )
     response.headers["Retry-After"] = "5"
     return response

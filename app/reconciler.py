@@ -16,7 +16,7 @@ from app.config import Settings
 from app.db import Database
 from app.domain.problems import Problem
 from app.queue import Doorbell
-from app.services import garbage, tasks
+from app.services import garbage, retention, tasks
 from app.storage import Storage, open_storage
 from app.tables import (
     AnalysisRow,
@@ -117,7 +117,10 @@ def _tick(settings: Settings, database: Database, doorbell: Doorbell) -> None:
 def _clean(settings: Settings, database: Database, storage: Storage) -> None:
     with database.write() as session:
         clean(session, settings)
-    with database.write() as session:
-        removed = garbage.collect(session, storage)
-    if removed:
-        log.info("objects removed", extra={"count": removed})
+    expired = retention.expire(database, settings)
+    storage.sweep()
+    removed = garbage.collect(database, storage)
+    if removed or expired:
+        size = sum(found.size_bytes for found in removed)
+        told = {"objects": len(removed), "bytes": size, "expired": expired}
+        log.info("removed what nothing refers to", extra=told)

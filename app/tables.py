@@ -98,6 +98,29 @@ class DatasetRow(Upload, Base):
     __table_args__ = (UniqueConstraint("tenant_id", "sha256"),)
 
 
+class PartialRow(Owned, Base):
+    """An upload that comes in several requests. How much of it is there its file tells, not the
+    row (app.services.partial)."""
+
+    __tablename__ = "partial_uploads"
+    __table_args__ = (Index("partial_uploads_by_digest", "tenant_id", "announced_sha256"),)
+
+    # "model" or "dataset"
+    kind: Mapped[str]
+    name: Mapped[str | None] = mapped_column(default=None)
+    length: Mapped[int]
+    # The Upload-Metadata header as it came.
+    upload_metadata: Mapped[str] = mapped_column(Text)
+    # The digest that the client says the whole has.
+    announced_sha256: Mapped[str | None] = mapped_column(default=None)
+    # Of the whole, from just before it is stored on.
+    sha256: Mapped[str | None] = mapped_column(default=None)
+    format: Mapped[str | None] = mapped_column(default=None)
+    # The model or dataset that it became.
+    subject_id: Mapped[str | None] = mapped_column(default=None)
+    expires_at: Mapped[datetime] = mapped_column(index=True)
+
+
 class AnalysisRow(Owned, Base):
     """What a target makes of a file; made once for the same bytes and options."""
 

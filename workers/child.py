@@ -59,8 +59,8 @@ def _send(events: IO[str], event: dict[str, object]) -> None:
 def _serve(directory: Path, events: IO[str]) -> int:
     from pydantic import TypeAdapter
 
-    from app.domain.problems import WorkError
-    from app.domain.work import Event, TrainingProgress, Work
+    from app.domain.problems import NO_ROOM, WorkError
+    from app.domain.work import NO_ROOM_STATUS, Event, TrainingProgress, Work
     from workers.engine import pipeline
     from workers.engine.samples import Message
 
@@ -79,13 +79,17 @@ def _serve(directory: Path, events: IO[str]) -> int:
     spec = adapter.validate_json((directory / "spec.json").read_bytes())
     try:
         result = pipeline.run(spec, directory, emit)
+        _write(directory / "result.json", result.model_dump_json())
     except WorkError as error:
         _write(directory / "error.json", error.problem().model_dump_json())
-        return 0
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        # A status, no file: there may be no room for one.
+        return NO_ROOM_STATUS
     except MemoryError:
         traceback.print_exc()
         return 137
-    _write(directory / "result.json", result.model_dump_json())
     return 0
 
 

@@ -2,7 +2,7 @@
 
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from sqlalchemy.orm import Session
@@ -15,9 +15,9 @@ from app.domain.recipes import Variant
 from app.domain.targets import PROFILES
 from app.domain.work import DataSource, Event, LatencySettings, ModelSource, TargetWork
 from app.queue import Claim
-from app.services import jobs
+from app.services import damage, jobs
 from app.services.tasks import lock_job
-from app.storage import Stored
+from app.storage import Stored, is_intact
 from app.tables import JobRow, StepRow, VariantRow
 from workers import steps
 from workers.compilers import EDGETPU
@@ -40,6 +40,20 @@ def drop(worker: Worker, claim: Claim) -> None:
     """End a task whose subject is gone or has ended."""
     with worker.writing() as session:
         queue.finish(session, claim)
+
+
+def intact(worker: Worker, tenant_id: str, keys: Iterable[str]) -> bool:
+    """Whether every file of those of these results that are there has its digest. A result of which
+    one has not is forgotten: it is made anew instead of handed on."""
+    with worker.database.read() as session:
+        rows = [row for key in keys if (row := steps.ready(session, tenant_id, key)) is not None]
+    files = {steps.file_of(row, name) for row in rows for name in row.files}
+    damaged = [file for file in files if not is_intact(worker.storage, file)]
+    if damaged:
+        with worker.writing() as session:
+            for file in damaged:
+                damage.forget(session, file.sha256)
+    return not damaged
 
 
 def limits(worker: Worker, spec: JobSpec | None, *, training: bool = False) -> Limits:
@@ -95,7 +109,7 @@ def data_source(source: Source | None, name: str, plan: Plan) -> DataSource | No
 
 
 def float_model(session: Session, claim: Claim, plan: Plan) -> Stored:
-    row = session.get_one(StepRow, (claim.tenant_id, plan.convert_key()))
+    row = steps.needed(session, claim.tenant_id, plan.convert_key())
     return steps.file_of(row, "float_model")
 
 

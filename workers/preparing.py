@@ -28,6 +28,7 @@ from workers.common import (
     data_source,
     deliver,
     float_model,
+    intact,
     latency,
     limits,
     model_source,
@@ -58,12 +59,20 @@ def prepare(worker: Worker, lease: Lease) -> None:
         if "busy" in standing.values():
             queue.postpone(session, claim, BUSY_S)
             return
+        reused = [key for key, state in standing.items() if state == "ready"]
+        reused += [plan.variant_key(variant) for variant in variants]
+    if not intact(worker, claim.tenant_id, reused):
+        # What was found is not there any more: see anew what there is to make.
+        with worker.writing() as session:
+            queue.postpone(session, claim, 0.0)
+        return
     try:
         problems = {}
         if "mine" in standing.values():
             problems = _make_shared(worker, lease, plan, spec, standing)
-        reused = standing[plan.baseline_key()] == "ready"
-        _release_variants(worker, lease, plan, problems, baseline_reused=reused)
+        _release_variants(
+            worker, lease, plan, problems, baseline_reused=plan.baseline_key() in reused
+        )
     except WorkError as error:
         with worker.writing() as session:
             lock_job(session, claim.kind, claim.subject_id)
@@ -265,7 +274,7 @@ def _release_variants(
             asked = jobs.variant_of(row)
             options = calibration_options(asked)
             problem = problems.get(plan.calibration_key(options)) if options else None
-            ready = steps.ready(session, claim.tenant_id, plan.variant_key(asked))
+            ready = steps.ready(session, claim.tenant_id, plan.variant_key(asked), hold=True)
             if ready is not None:
                 deliver(session, row, plan, ready, cached=True)
             elif problem is not None:

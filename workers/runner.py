@@ -24,7 +24,7 @@ from typing import IO, Any, Literal
 import psutil
 
 from app.domain.problems import Problem, WorkError
-from app.domain.work import Event
+from app.domain.work import NO_ROOM_STATUS, Event
 
 log = logging.getLogger(__name__)
 
@@ -296,6 +296,12 @@ def _outcome(child: Child, directory: Path) -> dict[str, Any]:
             "out_of_memory",
             "The process was killed by the system, most likely for want of memory.",
             "Use fewer samples or a smaller model, or run it on a machine with more memory.",
+        )
+    if status == NO_ROOM_STATUS:
+        raise WorkError(
+            "insufficient_storage",
+            "There was no room left on the worker's disk for the files of the work.",
+            "Tell the operator; when there is room again, retry the job.",
         )
     if status < 0:
         raise WorkError(

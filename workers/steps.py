@@ -8,6 +8,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from app import queue
+from app.domain.problems import WorkError
 from app.queue import Claim
 from app.storage import Stored
 from app.tables import StepRow, now
@@ -15,9 +16,23 @@ from app.tables import StepRow, now
 Standing = Literal["ready", "mine", "busy"]
 
 
-def ready(session: Session, tenant_id: str, key: str) -> StepRow | None:
-    row = session.get(StepRow, (tenant_id, key))
+def ready(session: Session, tenant_id: str, key: str, *, hold: bool = False) -> StepRow | None:
+    """The result, if it is there; `hold` keeps it there until the transaction has committed what
+    refers to its files, which would be removed with it."""
+    row = session.get(StepRow, (tenant_id, key), with_for_update=hold or None)
     return row if row is not None and row.status == "ready" else None
+
+
+def needed(session: Session, tenant_id: str, key: str) -> StepRow:
+    """A result that was there when the task was made due. WorkError where it is forgotten."""
+    row = ready(session, tenant_id, key)
+    if row is None:
+        raise WorkError(
+            "content_missing",
+            "What the variant is made from is not there any more: a file of it was damaged.",
+            "Retry the job: it is made anew.",
+        )
+    return row
 
 
 def acquire(session: Session, claim: Claim, key: str, kind: str) -> Standing:

@@ -13,12 +13,13 @@ from app.queue import Claim
 from app.services import jobs, tasks
 from app.services.tasks import lock_job
 from app.storage import Stored, store_bytes
-from app.tables import StepRow, VariantRow
+from app.tables import JobRow, StepRow, VariantRow
 from workers import steps, training
 from workers.common import (
     data_source,
     deliver,
     float_model,
+    intact,
     latency,
     limits,
     model_source,
@@ -28,13 +29,14 @@ from workers.common import (
 )
 from workers.plan import Plan, calibration_options
 from workers.training import StageFailed, Trained
-from workers.worker import Lease, Made, Worker
+from workers.worker import Lease, Made, Worker, storing
 
 BUSY_S = 0.3
 
 
 def variant(worker: Worker, lease: Lease) -> None:
     claim = lease.claim
+    intact(worker, claim.tenant_id, _reused(worker, claim))
     with worker.writing() as session:
         job = lock_job(session, claim.kind, claim.subject_id)
         queue.renew(session, claim, worker.settings.lease_s)
@@ -77,6 +79,18 @@ def variant(worker: Worker, lease: Lease) -> None:
             tasks.give_up(session, claim.kind, claim.subject_id, error.problem())
 
 
+def _reused(worker: Worker, claim: Claim) -> list[str]:
+    """Keys of the results that the variant would reuse, were they there: itself, its training."""
+    with worker.database.read() as session:
+        row = session.get(VariantRow, claim.subject_id)
+        job = session.get(JobRow, row.job_id) if row is not None else None
+        if row is None or job is None or row.status in TERMINAL:
+            return []
+        plan, asked = plan_of(worker, job), jobs.variant_of(row)
+    stages = range(1, len(asked.training) + 1)
+    return [plan.variant_key(asked), *(plan.train_key(asked.training[:n]) for n in stages)]
+
+
 def _make_variant(
     worker: Worker,
     lease: Lease,
@@ -90,12 +104,12 @@ def _make_variant(
     options = calibration_options(asked)
     calibration = plan.calibration_for(asked)
     with worker.database.read() as session:
-        base = session.get_one(StepRow, (claim.tenant_id, plan.baseline_key()))
+        base = steps.needed(session, claim.tenant_id, plan.baseline_key())
         files: dict[str, Stored | None] = {"float32.tflite": float_model(session, claim, plan)}
         if "baseline_outputs" in base.files:
             files["baseline_outputs.npz"] = steps.file_of(base, "baseline_outputs")
         if options is not None:
-            row = session.get_one(StepRow, (claim.tenant_id, plan.calibration_key(options)))
+            row = steps.needed(session, claim.tenant_id, plan.calibration_key(options))
             files["calibration.npz"] = steps.file_of(row, "ranges")
     if trained is not None:
         files["trained.tflite"] = trained.file("float_model")
@@ -159,7 +173,8 @@ def _keep_variant(
     stages = trained.in_manifest() if trained else []
     manifest = plan.manifest(asked, files["tflite"].sha256, result["tools"], stages)
     text = json.dumps(manifest, indent=2, sort_keys=True).encode()
-    files["manifest"] = store_bytes(worker.storage, text)
+    with storing():
+        files["manifest"] = store_bytes(worker.storage, text)
     gzip_sizes = made.gzip_sizes | {
         "tflite": result["metrics"]["gzip_size_bytes"],
         "manifest": len(gzip.compress(text, 9, mtime=0)),

@@ -34,8 +34,19 @@ from app.domain.work import (
 )
 from app.logging import logged_as
 from app.queue import Claim, Doorbell, LeaseLost
+from app.services import damage
 from app.services import tasks as abandoned
-from app.storage import CHUNK, Storage, Stored, open_storage, store_file
+from app.storage import (
+    CHUNK,
+    Damaged,
+    Storage,
+    StorageAway,
+    StorageFull,
+    Stored,
+    open_storage,
+    room,
+    store_file,
+)
 from app.tables import WorkerRow, new_id, now
 from workers import compilers, runner
 from workers.runner import Kind, Limits, Spares, Stopped
@@ -52,6 +63,7 @@ Work = (
     | VariantWork
 )
 SEEN_EVERY_S = 3.0
+STORAGE_AWAY_S = 5.0
 
 
 def slots_of(settings: Settings) -> dict[str, int]:
@@ -123,6 +135,32 @@ def _gzip_size(path: Path) -> int:
         while chunk := file.read(CHUNK):
             size += len(packer.compress(chunk))
     return size + len(packer.flush())
+
+
+def _unusable(name: str, *, damaged: bool) -> WorkError:
+    """Why a stored file cannot be given to a child as `name`."""
+    hint = (
+        "Upload the same model and data again, which repairs them, and retry the job: what the"
+        " service had made itself is made anew."
+    )
+    if damaged:
+        found = "is damaged: its bytes do not have the digest under which they were kept"
+        return WorkError("storage_corrupt", f"The stored file for '{name}' {found}.", hint)
+    return WorkError("content_missing", f"The stored file for '{name}' is gone.", hint)
+
+
+@contextmanager
+def storing() -> Iterator[None]:
+    """Tells a full disk, here or in the storage, as a WorkError."""
+    try:
+        with room():
+            yield
+    except StorageFull as error:
+        raise WorkError(
+            "insufficient_storage",
+            f"There was no room left for the files of the work ({error}).",
+            "Tell the operator; when there is room again, retry the job.",
+        ) from error
 
 
 def _claim_work_dir(directory: Path) -> IO[bytes]:
@@ -210,6 +248,10 @@ class Worker:
                 log.info("stopped: cancelled, or given away", extra={"task": claim.kind})
             except Stopped:
                 self._hand_back(claim, 0.0)
+            except StorageAway:
+                # As when the database is away: it waits, and nothing has failed.
+                log.exception("the storage does not answer", extra={"task": claim.kind})
+                self._hand_back(claim, STORAGE_AWAY_S)
             except Exception:
                 log.exception("task failed", extra={"task": claim.kind})
                 self._give_back_or_up(claim)
@@ -261,6 +303,7 @@ class Worker:
             if row is not None:
                 session.delete(row)
 
+    @storing()
     def make(
         self,
         lease: Lease,
@@ -285,7 +328,7 @@ class Worker:
             (directory / "in").mkdir()
             (directory / "out").mkdir()
             for name, digest in inputs.items():
-                self.storage.fetch(digest, directory / "in" / name)
+                self._fetch(name, digest, directory)
             (directory / "spec.json").write_text(work.model_dump_json())
             child = self.spares.take("tensorflow" if tensorflow else "light")
             if isinstance(work, TrainWork):
@@ -304,3 +347,11 @@ class Worker:
             return Made(result, files, sizes, round(time.perf_counter() - started, 3))
         finally:
             shutil.rmtree(directory, ignore_errors=True)
+
+    def _fetch(self, name: str, digest: str, directory: Path) -> None:
+        try:
+            self.storage.fetch(digest, directory / "in" / name)
+        except (Damaged, FileNotFoundError) as error:
+            with self.database.write() as session:
+                damage.forget(session, digest)
+            raise _unusable(name, damaged=isinstance(error, Damaged)) from error

@@ -27,7 +27,7 @@ def scope_of(method: str, path: str) -> str | None:
         return OPERATOR
     if ADMIN.match(path):
         return "admin"
-    if method in ("GET", "HEAD") or (method, path) in READING:
+    if method in ("GET", "HEAD", "OPTIONS") or (method, path) in READING:
         return "read"
     return "write"
 

@@ -26,4 +26,4 @@ def get_artifact_content(request: Request, parts: TheParts, tenant: Tenant, id: 
     """The file, with ETag, Range and Content-Digest."""
     with parts.database.read() as session:
         row = one(session, ArtifactRow, tenant, "artifact", id)
-    return stream_object(request, parts.storage, row.sha256, row.size_bytes, row.file_name)
+    return stream_object(request, parts, row.sha256, row.size_bytes, row.file_name)

@@ -2,15 +2,19 @@
 
 import re
 from base64 import b64encode
+from collections.abc import Iterator
 from itertools import chain
 from urllib.parse import quote
 
 from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
 
+from app.api.deps import Parts
 from app.errors import ServiceError
-from app.storage import Storage
+from app.services import damage
+from app.storage import Damaged, verified
 
+AGAIN = "If you uploaded it, upload it again; if a job made it, submit that job again."
 RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
 
 
@@ -40,10 +44,25 @@ def disposition(name: str) -> str:
     return f"attachment; filename=\"{plain}\"; filename*=UTF-8''{quote(name, safe='')}"
 
 
+def whole(parts: Parts, sha256: str, size: int) -> Iterator[bytes]:
+    """All bytes of an object, compared with its digest: of one that is damaged the last part never
+    comes, so that nobody takes it for whole. Raises Damaged and FileNotFoundError."""
+    try:
+        yield from verified(parts.storage.read(sha256, 0, size), sha256)
+    except (Damaged, FileNotFoundError):
+        with parts.database.write() as session:
+            damage.forget(session, sha256)
+        raise
+
+
 def stream_object(
-    request: Request, storage: Storage, sha256: str, size: int, file_name: str
+    request: Request, parts: Parts, sha256: str, size: int, file_name: str
 ) -> Response:
-    """The object's bytes, with ETag, Range, Content-Digest (RFC 9530) and Content-Disposition."""
+    """The object's bytes, with ETag, Range, Content-Digest (RFC 9530) and Content-Disposition.
+
+    A whole object is compared with its digest while it is sent; of a range, who puts the ranges
+    together can do so, by its Repr-Digest.
+    """
     etag = f'"{sha256}"'
     headers = {
         "ETag": etag,
@@ -68,12 +87,16 @@ def stream_object(
     headers["Content-Length"] = str(length)
     if request.method == "HEAD":
         return Response(None, status, headers, "application/octet-stream")
-    chunks = storage.read(sha256, start, length)
+    chunks = parts.storage.read(sha256, start, length) if span else whole(parts, sha256, size)
     try:
-        # Before the answer begins: after it, a missing object could only cut it off.
+        # Before the answer begins: after it, what is found could only cut it off.
         first = next(chunks, b"")
     except FileNotFoundError:
         raise ServiceError(
-            410, "content_missing", "The file is not in the storage any more.", "Upload it again."
+            410, "content_missing", "The file is not in the storage any more.", AGAIN
+        ) from None
+    except Damaged:
+        raise ServiceError(
+            410, "storage_corrupt", "The stored file is damaged: its digest is another.", AGAIN
         ) from None
     return StreamingResponse(chain((first,), chunks), status, headers, "application/octet-stream")

@@ -205,6 +205,14 @@ def retry_job(parts: TheParts, tenant: Tenant, id: str) -> JobRead:
         return JobRead.of(job)
 
 
+@router.delete("/{id}", operation_id="delete_job", status_code=204)
+def delete_job(parts: TheParts, tenant: Tenant, id: str) -> None:
+    """Delete a job that has ended, with its figures, events and artifacts."""
+    with parts.database.write() as session:
+        one(session, JobRow, tenant, "job", id)
+        jobs.delete(session, jobs.locked(session, tenant, id))
+
+
 @router.get(
     "/{id}/events",
     operation_id="get_job_events",
@@ -328,8 +336,9 @@ def get_job_artifacts(parts: TheParts, tenant: Tenant, id: str) -> StreamingResp
         job = one(session, JobRow, tenant, "job", id)
         report, _ = reports.render(JobRead.of(job).model_dump(mode="json"), "markdown")
         content = archive.of_job(parts.storage, job, {"report.md": report})
-    return StreamingResponse(
-        content,
-        media_type="application/zip",
-        headers={"Content-Disposition": disposition(f"{job.id}.zip")},
-    )
+    headers = {
+        "Content-Disposition": disposition(f"{job.id}.zip"),
+        # By it a client sees that a zip which breaks off is not whole.
+        "Content-Length": str(len(content)),
+    }
+    return StreamingResponse(content, media_type="application/zip", headers=headers)

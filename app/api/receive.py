@@ -1,6 +1,5 @@
 """Receives files: hashed and written while they arrive, so that memory stays flat."""
 
-import errno
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ from starlette.requests import ClientDisconnect
 
 from app.api.deps import Parts
 from app.errors import ServiceError
-from app.storage import CHUNK, Spool
+from app.storage import CHUNK, Spool, room
 
 
 @dataclass
@@ -49,7 +48,8 @@ async def receiving(request: Request, parts: Parts) -> AsyncIterator[Received]:
     with ExitStack() as stack:
         try:
             if is_form(request):
-                await _receive_form(request, parts, received, stack)
+                with room():
+                    await _receive_form(request, parts, received, stack)
             else:
                 spool = stack.enter_context(Spool(parts.storage, limit))
                 received.files["file"] = spool
@@ -58,12 +58,6 @@ async def receiving(request: Request, parts: Parts) -> AsyncIterator[Received]:
             raise ServiceError(
                 400, "upload_broken", "The connection ended before the upload did."
             ) from None
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise ServiceError(
-                    507, "storage_full", "The service has no room for the upload."
-                ) from None
-            raise
         yield received
 
 

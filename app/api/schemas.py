@@ -15,7 +15,15 @@ from app.domain.problems import Note, Problem
 from app.domain.work import EpochFigures, FeatureFact, SplitFact, TensorFact
 from app.errors import FieldError
 from app.services import jobs, starting
-from app.tables import AnalysisRow, ArtifactRow, DatasetRow, JobRow, ModelRow, VariantRow
+from app.tables import (
+    AnalysisRow,
+    ArtifactRow,
+    DatasetRow,
+    JobRow,
+    ModelRow,
+    PartialRow,
+    VariantRow,
+)
 
 
 class ProblemDetails(BaseModel):
@@ -72,6 +80,37 @@ class ModelRead(BaseModel):
             outputs=facts.get("outputs", []),
             trainable=facts.get("trainable"),
             notes=facts.get("notes", []),
+        )
+
+
+class PartialRead(BaseModel):
+    """An upload in several requests. `offset`: bytes that are there, null where they are lost;
+    `model` or `dataset`: what it became."""
+
+    id: str
+    kind: Literal["model", "dataset"]
+    name: str | None
+    sha256: str | None
+    length: int
+    offset: int | None
+    model: str | None
+    dataset: str | None
+    created_at: datetime
+    expires_at: datetime
+
+    @staticmethod
+    def of(row: PartialRow, offset: int | None) -> "PartialRead":
+        return PartialRead(
+            id=row.id,
+            kind="model" if row.kind == "model" else "dataset",
+            name=row.name,
+            sha256=row.announced_sha256,
+            length=row.length,
+            offset=offset,
+            model=row.subject_id if row.kind == "model" else None,
+            dataset=row.subject_id if row.kind == "dataset" else None,
+            created_at=row.created_at,
+            expires_at=row.expires_at,
         )
 
 

@@ -164,4 +164,4 @@ def content(request: Request, parts: Parts, tenant_id: str, kind: Kind, id_: str
                 f"Model '{id_}' has no file yet: it is {row.status}.",
                 f"Wait until GET /v1/models/{id_} says that it is ready.",
             )
-    return stream_object(request, parts.storage, row.sha256, row.size_bytes, row.name)
+    return stream_object(request, parts, row.sha256, row.size_bytes, row.name)

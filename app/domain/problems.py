@@ -1,6 +1,11 @@
 """The one error that work on a model or dataset ends with, told so that a person can act on it."""
 
+import errno
+
 from pydantic import BaseModel
+
+# What an OSError says where a disk, or what its user may have of it, is full.
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 class Problem(BaseModel):

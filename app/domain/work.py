@@ -24,6 +24,8 @@ BASELINE_OUTPUTS = "out/baseline_outputs.npz"
 VARIANT_FILE = "out/model.tflite"
 CHECKPOINT = "out/checkpoint"
 LEARNED_RANGES = "out/learned_ranges.npz"
+# Exit status of a child whose disk is full: there may be no room for an error.json.
+NO_ROOM_STATUS = 28
 
 
 class Strict(BaseModel):

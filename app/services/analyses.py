@@ -36,7 +36,8 @@ def recognize(path: Path) -> None:
 
 def artifact_file(session: Session, tenant_id: str, id_: str) -> Stored:
     """The file of a .tflite artifact. ServiceError 422 `unknown_artifact`, 415 for other kinds."""
-    row = session.get(ArtifactRow, id_)
+    # Held until the analysis that refers to the file is there too: its job may be deleted.
+    row = session.get(ArtifactRow, id_, with_for_update={"read": True})
     if row is None or row.tenant_id != tenant_id:
         raise invalid("unknown_artifact", "artifact", f"there is no artifact '{id_}'")
     if not row.kind.endswith("tflite"):

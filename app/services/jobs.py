@@ -309,6 +309,15 @@ def retry(session: Session, job: JobRow) -> None:
     _enqueue_prepare(session, job)
 
 
+def delete(session: Session, job: JobRow) -> None:
+    """Delete a job that has ended, with its variants, artifacts and events. 409 before that."""
+    if job.status in ACTIVE:
+        raise ServiceError(
+            409, "not_finished", f"Job '{job.id}' is {job.status}.", "Cancel it first."
+        )
+    session.delete(job)
+
+
 def events_after(session: Session, job_id: str, seq: int, limit: int = 500) -> list[EventRow]:
     statement = (
         select(EventRow)

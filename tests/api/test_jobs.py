@@ -318,3 +318,17 @@ def test_the_form_is_checked_part_by_part(service: Service, files: Files) -> Non
     problem(post({"model": content}, spec='{"variants":["int8"]}'), 422, "missing_data")
     as_file = post({"model": content, "spec": ("spec.json", spec)})
     assert as_file.status_code == 202
+
+
+def test_a_deleted_job_is_gone_and_what_others_have_stays(
+    service: Service, model: str, dataset: str, finished: dict[str, Any]
+) -> None:
+    job = service.run(model=model, dataset=dataset, variants=["float16"])
+    (mine,) = [a for v in job["variants"] for a in v["artifacts"] if a["kind"] == "tflite"]
+    assert service.http.delete(f"/v1/jobs/{job['id']}").status_code == 204
+    for path in (f"jobs/{job['id']}", f"artifacts/{mine['id']}", f"jobs/{job['id']}/events"):
+        problem(service.http.get(f"/v1/{path}"), 404, "not_found")
+    problem(service.http.delete(f"/v1/jobs/{job['id']}"), 404, "not_found")
+    theirs = [a for v in finished["variants"] for a in v["artifacts"]]
+    (same,) = [a for a in theirs if a["sha256"] == mine["sha256"]]
+    assert service.http.get(f"/v1/artifacts/{same['id']}/content").status_code == 200

@@ -104,8 +104,8 @@ def test_old_ones_are_forgotten_and_their_files_go_when_they_are_made(
             session.get_one(AnalysisRow, id_).used_at = now() - timedelta(days=2)
             session.flush()
             reconciler.clean(session, settings)
-            removed = garbage.collect(session, storage, grace=timedelta(seconds=-1))
-            session.expire_all()
+        removed = len(garbage.collect(database, storage, grace=timedelta(seconds=-1)))
+        with database.read() as session:
             return removed, session.get(AnalysisRow, id_) is not None
 
     assert clean() == (0, True)

@@ -9,7 +9,6 @@ from app.config import Settings
 from app.db import Database
 from app.services import garbage, uploads
 from app.storage import Storage, Stored, open_storage, store_bytes
-from app.tables import now
 from workers import steps
 
 TENANT = "default"
@@ -21,7 +20,7 @@ def storage(tmp_path: Path) -> Storage:
 
 
 def exists(storage: Storage, stored: Stored) -> bool:
-    return stored.sha256 in storage.older_than(timedelta(0), now() + timedelta(seconds=1))
+    return stored.sha256 in [found.sha256 for found in storage.objects()]
 
 
 def test_only_what_nobody_refers_to_is_removed(database: Database, storage: Storage) -> None:
@@ -32,9 +31,9 @@ def test_only_what_nobody_refers_to_is_removed(database: Database, storage: Stor
             request_id=None,
         )  # fmt: skip
         steps.complete(session, TENANT, "key", "convert", {"float_model": made}, {})
-    with database.write() as session:
-        assert garbage.collect(session, storage) == 0
-        assert garbage.collect(session, storage, grace=timedelta(seconds=-1)) == 1
+    assert garbage.collect(database, storage) == []
+    (removed,) = garbage.collect(database, storage, grace=timedelta(seconds=-1))
+    assert (removed.sha256, removed.size_bytes) == (orphan.sha256, 1)
     assert [exists(storage, stored) for stored in (uploaded, made, orphan)] == [True, True, False]
 
 

@@ -18,7 +18,7 @@ from app.domain.recipes import parse_variant
 from app.domain.work import Event
 from app.queue import Claim, LeaseLost
 from app.services import jobs
-from app.storage import Stored
+from app.storage import Stored, open_storage, store_bytes
 from app.tables import JobRow, StepRow, TaskRow, VariantRow, new_id, now
 from workers import steps, variants
 from workers.worker import Lease, Made, Worker
@@ -71,8 +71,9 @@ def run(database: Database, folder: Path, make: Make, claim: Claim | None = None
     """Have a worker whose children do `make` run the next variant that trains."""
     settings = Settings(data_dir=folder)
     worker = SimpleNamespace(
-        settings=settings, database=database, writing=database.write, make=make
-    )
+        settings=settings, database=database, writing=database.write, make=make, compilers={},
+        storage=open_storage(settings),
+    )  # fmt: skip
     lease = SimpleNamespace(claim=claim or claimed(database))
     variants.variant(cast(Worker, worker), cast(Lease, lease))
 
@@ -139,7 +140,9 @@ def test_a_later_stage_takes_only_those_who_share_it(database: Database, tmp_pat
     settled = plan()
     with database.write() as session:
         made = settled.train_key(parse_variant("prune").training)
-        steps.complete(session, TENANT, made, "train", {"checkpoint": Stored("cd" * 32, 7)}, {})
+        storage = open_storage(Settings(data_dir=tmp_path))
+        files = {"checkpoint": store_bytes(storage, b"trained")}
+        steps.complete(session, TENANT, made, "train", files, {})
     run(database, tmp_path, failing("nothing_to_train", final=True))
     assert statuses(database, id_) == {
         "prune+qat": "failed", "prune+cluster": "queued", "prune": "queued", "qat": "queued",
