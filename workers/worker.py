@@ -6,7 +6,7 @@ import logging
 import os
 import shutil
 import socket
-import tempfile
+import sys
 import threading
 import time
 import zlib
@@ -38,7 +38,9 @@ from app.services import tasks as abandoned
 from app.storage import CHUNK, Storage, Stored, open_storage, store_file
 from app.tables import WorkerRow, new_id, now
 from workers import runner
-from workers.runner import Kind, Limits, Spares, Stopped
+from workers.outcome import log_tail, made_file
+from workers.runner import Kind, Limits, Site, Spares, Stopped
+from workers.sandbox import probe
 
 log = logging.getLogger(__name__)
 
@@ -129,6 +131,21 @@ def _claim_work_dir(directory: Path) -> IO[bytes]:
     return lock
 
 
+def _site(settings: Settings, work_dir: Path) -> Site:
+    compiler = shutil.which("edgetpu_compiler")
+    # It must be there to be opened to children.
+    settings.latency_lock.touch()
+    if settings.sandbox_user is not None:
+        os.chown(settings.latency_lock, settings.sandbox_user, -1)
+    return Site(
+        work_dir=work_dir,
+        mode=settings.sandbox,
+        writable=(settings.latency_lock,),
+        tools=(Path(sys.executable), *([Path(compiler)] if compiler else [])),
+        user=settings.sandbox_user,
+    )
+
+
 class Worker:
     """The parts of a worker process; `run_queue` is called for every doorbell."""
 
@@ -142,13 +159,15 @@ class Worker:
             "light": settings.light_spares,
             "tensorflow": settings.tensorflow_spares,
         }
-        self.spares = Spares(wanted)
+        self.sandbox = probe.check(settings.sandbox, settings.sandbox_user)
+        self._work_dir = settings.work_dir / self.id
+        self._work_lock = _claim_work_dir(self._work_dir)
+        self._site = _site(settings, self._work_dir)
+        self.spares = Spares(wanted, self._site)
         self.stopping = threading.Event()
         self.queues = queues
         slots = {"inspect": 1, "fast": settings.fast_slots, "train": settings.train_slots}
         self._slots = {name: threading.Semaphore(slots[name]) for name in queues}
-        self._work_dir = settings.work_dir / self.id
-        self._work_lock = _claim_work_dir(self._work_dir)
         self._seen = threading.Thread(target=self._report, name="seen", daemon=True)
         self._seen.start()
 
@@ -237,7 +256,7 @@ class Worker:
         while True:
             try:
                 with self.database.write() as session:
-                    details = {"spares": self.spares.counts()}
+                    details = {"spares": self.spares.counts(), "sandbox": self.sandbox}
                     session.merge(
                         WorkerRow(id=self.id, queues=self.queues, details=details, seen_at=now())
                     )
@@ -261,35 +280,48 @@ class Worker:
         limits: Limits,
         outputs: Callable[[dict[str, Any]], dict[str, str]],
         gzipped: Collection[str] = (),
+        tools: bool = False,
     ) -> Made:
         """Have a child do `work`, and store what it made.
 
         `inputs`: file name below `in/` -> digest. `outputs` tells from the result which files to
-        keep: name -> path; of those that `gzipped` names the compressed size is told. Raises
-        WorkError, with the log's tail, Stopped and LeaseLost.
+        keep: name -> path; of those that `gzipped` names the compressed size is told. `tools`: the
+        work may start the target compilers. Raises WorkError, with the log's tail, Stopped and
+        LeaseLost.
         """
         started = time.perf_counter()
-        directory = Path(tempfile.mkdtemp(dir=self._work_dir))
+        child = self.spares.take(
+            "tensorflow" if tensorflow else "light",
+            network=isinstance(work, CatalogWork) and work.weights != "random",
+        )
         try:
-            (directory / "in").mkdir()
-            (directory / "out").mkdir()
             for name, digest in inputs.items():
-                self.storage.fetch(digest, directory / "in" / name)
+                self._bring(digest, child.inputs / name)
+            directory = child.directory
             (directory / "spec.json").write_text(work.model_dump_json())
-            child = self.spares.take("tensorflow" if tensorflow else "light")
             if isinstance(work, TrainWork):
                 # A training may take hours: who comes meanwhile should find a spare.
                 self.spares.refill()
             try:
-                result = runner.run(child, directory, limits, on_event, lease.should_stop)
+                result = runner.run(child, limits, on_event, lease.should_stop, tools=tools)
             except WorkError as error:
                 # What the child said itself needs no log beside it.
                 if not (directory / "error.json").exists():
-                    error.log_tail = runner.log_tail(directory)
+                    error.log_tail = log_tail(directory)
                 raise
-            kept = {name: directory / path for name, path in outputs(result).items()}
+            kept = {name: made_file(directory, path) for name, path in outputs(result).items()}
             files = {name: store_file(self.storage, path) for name, path in kept.items()}
             sizes = {name: _gzip_size(path) for name, path in kept.items() if name in gzipped}
             return Made(result, files, sizes, round(time.perf_counter() - started, 3))
         finally:
-            shutil.rmtree(directory, ignore_errors=True)
+            child.close()
+
+    def _bring(self, digest: str, to: Path) -> None:
+        """Fetch an input. Another user may read it only as a copy: a file of the storage itself
+        keeps its owner and mode."""
+        self.storage.fetch(digest, to)
+        if self._site.user is not None:
+            linked = to.rename(to.with_suffix(".linked"))
+            shutil.copyfile(linked, to)
+            linked.unlink()
+            to.chmod(0o444)
