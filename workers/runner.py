@@ -18,15 +18,14 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
 
-import psutil
-
 from app.domain.problems import WorkError
 from app.domain.work import Event
+from workers import usage
 from workers.outcome import final, outcome
 from workers.sandbox import Confinement, Grant, Mode
 from workers.sandbox import limits as sandbox_limits
@@ -169,10 +168,8 @@ class Child:
 
     def kill(self) -> None:
         """End the process and all that it started. Safe to call twice."""
-        # Those that left its process group first: without their parent they could not be found.
-        for member in self._family()[1:]:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                member.kill()
+        # Those that left its process group too. They are its descendants as long as it is there.
+        usage.end_family(self.process.pid)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
@@ -186,40 +183,6 @@ class Child:
         """Kill it, and remove all its files."""
         self.kill()
         shutil.rmtree(self._home, ignore_errors=True)
-
-    def _family(self) -> list[psutil.Process]:
-        """The process and its descendants, itself first; none where it is gone."""
-        try:
-            root = psutil.Process(self.process.pid)
-            return [root, *root.children(recursive=True)]
-        except psutil.NoSuchProcess:
-            return []
-
-    def usage(self) -> tuple[int, int]:
-        """Resident memory in bytes, and threads, of the process and its descendants."""
-        memory = threads = 0
-        for member in self._family():
-            with contextlib.suppress(psutil.NoSuchProcess):
-                memory += member.memory_info().rss
-                threads += member.num_threads()
-        return memory, threads
-
-    def disk_bytes(self) -> int:
-        """What its files take on the disk, those that it reads aside."""
-        return sum(_taken(self.directory))
-
-
-def _taken(directory: Path) -> Iterator[int]:
-    try:
-        with os.scandir(directory) as entries:
-            for entry in entries:
-                with contextlib.suppress(FileNotFoundError):
-                    if entry.is_dir(follow_symlinks=False):
-                        yield from _taken(Path(entry.path))
-                    else:
-                        yield entry.stat(follow_symlinks=False).st_blocks * 512
-    except FileNotFoundError:
-        return
 
 
 def _keras_home() -> Path:
@@ -373,7 +336,7 @@ def _watch(
 
 
 def _check_usage(child: Child, limits: Limits) -> None:
-    memory, threads = child.usage()
+    memory, threads = usage.memory_and_threads(child.process.pid)
     if memory > limits.memory_bytes:
         raise WorkError(
             "out_of_memory",
@@ -391,7 +354,7 @@ def _check_usage(child: Child, limits: Limits) -> None:
 
 
 def _check_disk(child: Child, limits: Limits) -> None:
-    if (used := child.disk_bytes()) > limits.disk_bytes:
+    if (used := usage.disk_bytes(child.directory)) > limits.disk_bytes:
         raise final(
             "out_of_disk",
             f"The work was stopped: its files took {used >> 20} MiB,"
