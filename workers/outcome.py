@@ -105,6 +105,8 @@ def made_file(directory: Path, name: str) -> Path:
         mode = os.lstat(path).st_mode
         if not (stat.S_ISREG(mode) if number == len(parts) else stat.S_ISDIR(mode)):
             raise _astray(name)
+    if not os.access(path, os.R_OK):
+        raise _astray(name)
     return path
 
 

@@ -11,7 +11,6 @@ import logging
 import os
 import queue
 import select
-import shutil
 import signal
 import subprocess
 import sys
@@ -182,7 +181,12 @@ class Child:
     def close(self) -> None:
         """Kill it, and remove all its files."""
         self.kill()
-        shutil.rmtree(self._home, ignore_errors=True)
+        try:
+            usage.remove(self._home)
+        except FileNotFoundError:
+            pass  # closed before
+        except OSError:
+            log.exception("cannot remove the files of a child")
 
 
 def _keras_home() -> Path:

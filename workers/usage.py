@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -48,17 +47,34 @@ def memory_and_threads(pid: int) -> tuple[int, int]:
 
 def disk_bytes(directory: Path) -> int:
     """What the files below a directory take on the disk; no link is followed."""
-    return sum(_taken(directory))
-
-
-def _taken(directory: Path) -> Iterator[int]:
-    try:
-        with os.scandir(directory) as entries:
+    total, pending = 0, [os.fspath(directory)]
+    while pending:
+        # Folders come and go meanwhile, and may lie too deep to be named.
+        with contextlib.suppress(OSError), os.scandir(pending.pop()) as entries:
             for entry in entries:
-                with contextlib.suppress(FileNotFoundError):
+                with contextlib.suppress(OSError):
                     if entry.is_dir(follow_symlinks=False):
-                        yield from _taken(Path(entry.path))
+                        pending.append(entry.path)
                     else:
-                        yield entry.stat(follow_symlinks=False).st_blocks * 512
-    except FileNotFoundError:
-        return
+                        total += entry.stat(follow_symlinks=False).st_blocks * 512
+    return total
+
+
+def remove(directory: Path) -> None:
+    """Remove what a process left that may have wanted it to stay: folders nested deeper than any
+    path reaches, or closed to their owner. Raises OSError where something cannot be removed."""
+    pending, moved = [directory], 0
+    while pending:
+        folder = pending.pop()
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if not entry.is_dir(follow_symlinks=False):
+                    os.unlink(entry.path)
+                    continue
+                # Beside the directory instead of below it, so that no path grows.
+                moved += 1
+                flat = directory.with_name(f"{directory.name}-{moved}")
+                os.chmod(entry.path, 0o700)
+                os.rename(entry.path, flat)
+                pending.append(flat)
+        os.rmdir(folder)

@@ -13,6 +13,7 @@ import os
 import platform
 import signal
 import socket
+import stat
 import struct
 
 # asm/unistd_64.h and asm-generic/unistd.h: (x86-64, aarch64); None where there is none.
@@ -33,7 +34,8 @@ _NUMBERS: dict[str, tuple[int | None, int | None]] = {
     "kexec_file_load": (320, 294), "kexec_load": (246, 104), "keyctl": (250, 219),
     "kill": (62, 129), "lchown": (94, None), "listen": (50, 201), "lremovexattr": (198, 15),
     "lsetxattr": (189, 6), "memfd_create": (319, 279), "memfd_secret": (447, 447),
-    "migrate_pages": (256, 238), "mknod": (133, None), "mknodat": (259, 33),
+    "migrate_pages": (256, 238), "mkdir": (83, None), "mkdirat": (258, 34),
+    "mknod": (133, None), "mknodat": (259, 33),
     "modify_ldt": (154, None), "mount": (165, 40), "mount_setattr": (442, 442),
     "move_mount": (429, 429), "move_pages": (279, 239), "mq_open": (240, 180),
     "msgget": (68, 186), "name_to_handle_at": (303, 264), "nfsservctl": (180, 42),
@@ -50,7 +52,7 @@ _NUMBERS: dict[str, tuple[int | None, int | None]] = {
     "settimeofday": (164, 170), "setxattr": (188, 5), "shmat": (30, 196), "shmget": (29, 194),
     "socket": (41, 198), "socketpair": (53, 199), "swapoff": (168, 225), "swapon": (167, 224),
     "syslog": (103, 116), "tgkill": (234, 131), "tkill": (200, 130), "truncate": (76, 45),
-    "umount2": (166, 39), "unshare": (272, 97), "userfaultfd": (323, 282),
+    "umask": (95, 166), "umount2": (166, 39), "unshare": (272, 97), "userfaultfd": (323, 282),
     "utime": (132, None), "utimensat": (280, 88), "utimes": (235, None), "vfork": (58, None),
     "vhangup": (153, 58),
 }  # fmt: skip
@@ -69,6 +71,7 @@ _CLONE_NEW_ANYTHING = 0x7E020080  # namespaces
 _F_SETOWN, _F_SETSIG, _F_SETOWN_EX = 8, 10, 15
 _TIOCSTI, _TIOCLINUX = 0x5412, 0x541C
 _PR_SET_PDEATHSIG = 1
+_OWNER = (stat.S_IRUSR, stat.S_IWUSR, stat.S_IXUSR)
 
 # linux/bpf_common.h and linux/seccomp.h
 _LOAD, _JUMP_EQUAL, _JUMP_GREATER_EQUAL, _JUMP_SET, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
@@ -111,6 +114,19 @@ def _never(place: int, *values: int) -> Program:
     return [_argument(place), *tests, _return(_ALLOW)]
 
 
+def _with(place: int, bits: tuple[int, ...]) -> Program:
+    """Deny unless all the bits are set in the argument."""
+    tests: Program = []
+    for bit in bits:
+        tests += [(_JUMP_SET, 1, 0, bit), _DENY]
+    return [_argument(place), *tests, _return(_ALLOW)]
+
+
+def _without(place: int, bits: int) -> Program:
+    """Deny where any of the bits is set in the argument."""
+    return [_argument(place), (_JUMP_SET, 0, 1, bits), _DENY, _return(_ALLOW)]
+
+
 def program(machine: str, pid: int, *, tools: bool, network: bool) -> Program:
     """The filter for a process `pid` on a machine ("x86_64" or "aarch64").
 
@@ -131,6 +147,10 @@ def program(machine: str, pid: int, *, tools: bool, network: bool) -> Program:
         "ioctl": _never(1, _TIOCSTI, _TIOCLINUX),
         "prlimit64": _only(0, 0, pid),
         "setpriority": _only(1, 0, pid),
+        # Folders that its worker could not look into could be filled without end.
+        "mkdir": _with(1, _OWNER),
+        "mkdirat": _with(2, _OWNER),
+        "umask": _without(0, sum(_OWNER)),
         # It must go on dying with its worker.
         "prctl": [
             _argument(0),
