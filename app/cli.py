@@ -12,6 +12,7 @@ import typer
 from pydantic import ValidationError
 
 from app.cli_analyze import analyze
+from app.cli_doctor import doctor
 from app.cli_knowledge import advise, catalog, targets, techniques
 from app.cli_options import check_file, height_width, numbers, size_bytes
 from app.cli_output import FAILED, WRONG, Target, Watch, connect, out, show_job, stop
@@ -35,6 +36,7 @@ for command in (advise, analyze, techniques, targets, catalog):
     main.command()(command)
 
 RUN = "Run a service"
+main.command(rich_help_panel=RUN)(doctor)
 
 OptionalPath = Path | None
 Host = Annotated[str | None, typer.Option(help="Address to listen on.")]

@@ -1,12 +1,12 @@
 """Of the service itself: /healthz, /readyz, /metrics"""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 
 from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
-from sqlalchemy import func, select, text
+from sqlalchemy import select, text
 
 from app.api.deps import Parts, TheParts
 from app.metrics import render
@@ -16,6 +16,8 @@ router = APIRouter(tags=["service"])
 
 # A worker says that it lives every few seconds.
 WORKER_SILENCE = timedelta(seconds=15)
+# What a worker says of a layer of its sandbox that holds.
+ACTIVE = "active"
 
 
 class Health(BaseModel):
@@ -23,10 +25,12 @@ class Health(BaseModel):
 
 
 class Readiness(BaseModel):
-    """`checks`: "ok", or what is wrong with that part."""
+    """`checks`: "ok", or what is wrong with that part. `sandbox`: for each layer around the
+    processes that open users' files "active", or what the least protected worker lacks."""
 
     status: str
     checks: dict[str, str]
+    sandbox: dict[str, str] = {}
 
 
 @router.head("/healthz", include_in_schema=False)
@@ -41,15 +45,25 @@ def _check_database(parts: Parts) -> None:
         session.execute(text("SELECT 1"))
 
 
-def _check_worker(parts: Parts) -> None:
+def _living_workers(parts: Parts) -> Sequence[WorkerRow]:
     with parts.database.read() as session:
-        seen = session.scalar(
-            select(func.count())
-            .select_from(WorkerRow)
-            .where(WorkerRow.seen_at > now() - WORKER_SILENCE)
-        )
-    if not seen:
+        alive = select(WorkerRow).where(WorkerRow.seen_at > now() - WORKER_SILENCE)
+        return session.scalars(alive).all()
+
+
+def _check_worker(parts: Parts) -> None:
+    if not _living_workers(parts):
         raise RuntimeError("no worker was heard of lately")
+
+
+def _sandbox(parts: Parts) -> dict[str, str]:
+    """Layer -> "active" where it is so for every worker, else what one of them lacks."""
+    found: dict[str, str] = {}
+    for worker in _living_workers(parts):
+        for layer, told in worker.details.get("sandbox", {}).items():
+            if found.get(layer, ACTIVE) == ACTIVE:
+                found[layer] = told
+    return found
 
 
 CHECKS: dict[str, Callable[[Parts], None]] = {
@@ -78,7 +92,10 @@ def get_readiness(parts: TheParts) -> Response:
             # Whatever a part fails with is the answer here.
             checks[name] = f"{type(error).__name__}: {error}"[:300]
     ready = all(value == "ok" for value in checks.values())
-    body = Readiness(status="ready" if ready else "not_ready", checks=checks)
+    # Workers are known by their rows.
+    sandbox = _sandbox(parts) if checks["database"] == "ok" else {}
+    status = "ready" if ready else "not_ready"
+    body = Readiness(status=status, checks=checks, sandbox=sandbox)
     return Response(body.model_dump_json(), 200 if ready else 503, media_type="application/json")
 
 
