@@ -41,7 +41,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
     """Look at every part, one after the other. Writes nothing, and needs no service to run."""
     yield from _machine()
     yield from _sandbox(settings)
-    yield from _tools()
+    yield from _tools(settings)
     yield from _service(settings)
 
 
@@ -80,11 +80,11 @@ def _sandbox(settings: Settings) -> Iterator[Finding]:
         yield Finding("sandbox", layer, "ok" if told == "active" else missing, told)
 
 
-def _tools() -> Iterator[Finding]:
+def _tools(settings: Settings) -> Iterator[Finding]:
     for part, package in (("Vela (Ethos-U)", "ethos-u-vela"), ("TFLite Micro", "tflite-micro")):
         version = _version(package)
         yield Finding("compilers", part, "ok" if version else "note", version or "not installed")
-    compiler = shutil.which("edgetpu_compiler")
+    compiler = shutil.which(settings.edgetpu_compiler)
     told = compiler or "not found: models are checked by its rules, and not compiled"
     yield Finding("compilers", "Edge TPU", "ok" if compiler else "note", told)
 

@@ -59,13 +59,13 @@ class Limits:
 class Site:
     """Where children have their directories, and how they are confined (docs/sandbox.md).
 
-    `writable`: files elsewhere that they may write; `tools`: programs that work may be allowed to
+    `readable`: files elsewhere that they may read and lock; `tools`: programs that work may be allowed to
     start; `user`: the number of the user that they become, where the worker is root.
     """
 
     work_dir: Path
     mode: Mode = "auto"
-    writable: tuple[Path, ...] = ()
+    readable: tuple[Path, ...] = ()
     tools: tuple[Path, ...] = ()
     user: int | None = None
 
@@ -94,7 +94,8 @@ class Child:
             directory=str(self.directory),
             inputs=str(self.inputs),
             mode=site.mode,
-            writable=(*map(str, site.writable), *([str(_keras_home())] if network else [])),
+            readable=tuple(map(str, site.readable)),
+            writable=(str(_keras_home()),) if network else (),
             tools=tuple(map(str, site.tools)),
             network=network,
             user=site.user,
@@ -167,7 +168,7 @@ class Child:
 
     def kill(self) -> None:
         """End the process and all that it started. Safe to call twice."""
-        # Those that left its process group too. They are its descendants as long as it is there.
+        # Those that left its process group too, as compilers do: its descendants while it is there.
         usage.end_family(self.process.pid)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 import zlib
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +37,7 @@ from app.queue import Claim, Doorbell, LeaseLost
 from app.services import tasks as abandoned
 from app.storage import CHUNK, Storage, Stored, open_storage, store_file
 from app.tables import WorkerRow, new_id, now
-from workers import runner
+from workers import compilers, runner
 from workers.outcome import log_tail, made_file
 from workers.runner import Kind, Limits, Site, Spares, Stopped
 from workers.sandbox import probe
@@ -132,7 +132,7 @@ def _claim_work_dir(directory: Path) -> IO[bytes]:
 
 
 def _site(settings: Settings, work_dir: Path) -> Site:
-    compiler = shutil.which("edgetpu_compiler")
+    compiler = shutil.which(settings.edgetpu_compiler)
     # It must be there to be opened to children.
     settings.latency_lock.touch()
     if settings.sandbox_user is not None:
@@ -140,7 +140,7 @@ def _site(settings: Settings, work_dir: Path) -> Site:
     return Site(
         work_dir=work_dir,
         mode=settings.sandbox,
-        writable=(settings.latency_lock,),
+        readable=(settings.latency_lock,),
         tools=(Path(sys.executable), *([Path(compiler)] if compiler else [])),
         user=settings.sandbox_user,
     )
@@ -164,6 +164,7 @@ class Worker:
         self._work_lock = _claim_work_dir(self._work_dir)
         self._site = _site(settings, self._work_dir)
         self.spares = Spares(wanted, self._site)
+        self.compilers = compilers.installed(settings.edgetpu_compiler)
         self.stopping = threading.Event()
         self.queues = queues
         slots = {"inspect": 1, "fast": settings.fast_slots, "train": settings.train_slots}
@@ -256,7 +257,11 @@ class Worker:
         while True:
             try:
                 with self.database.write() as session:
-                    details = {"spares": self.spares.counts(), "sandbox": self.sandbox}
+                    details = {
+                        "spares": self.spares.counts(),
+                        "compilers": self.compilers,
+                        "sandbox": self.sandbox,
+                    }
                     session.merge(
                         WorkerRow(id=self.id, queues=self.queues, details=details, seen_at=now())
                     )
@@ -279,15 +284,13 @@ class Worker:
         tensorflow: bool,
         limits: Limits,
         outputs: Callable[[dict[str, Any]], dict[str, str]],
-        gzipped: Collection[str] = (),
-        tools: bool = False,
+        gzipped: Callable[[str], bool] = lambda name: False,
     ) -> Made:
         """Have a child do `work`, and store what it made.
 
         `inputs`: file name below `in/` -> digest. `outputs` tells from the result which files to
-        keep: name -> path; of those that `gzipped` names the compressed size is told. `tools`: the
-        work may start the target compilers. Raises WorkError, with the log's tail, Stopped and
-        LeaseLost.
+        keep: name -> path; of those that are `gzipped` the compressed size is told. Raises
+        WorkError, with the log's tail, Stopped and LeaseLost.
         """
         started = time.perf_counter()
         child = self.spares.take(
@@ -302,6 +305,8 @@ class Worker:
             if isinstance(work, TrainWork):
                 # A training may take hours: who comes meanwhile should find a spare.
                 self.spares.refill()
+            # What compiles for a target starts the target's tools; nothing else starts anything.
+            tools = isinstance(work, VariantWork) and work.target is not None
             try:
                 result = runner.run(child, limits, on_event, lease.should_stop, tools=tools)
             except WorkError as error:
@@ -311,7 +316,7 @@ class Worker:
                 raise
             kept = {name: made_file(directory, path) for name, path in outputs(result).items()}
             files = {name: store_file(self.storage, path) for name, path in kept.items()}
-            sizes = {name: _gzip_size(path) for name, path in kept.items() if name in gzipped}
+            sizes = {name: _gzip_size(path) for name, path in kept.items() if gzipped(name)}
             return Made(result, files, sizes, round(time.perf_counter() - started, 3))
         finally:
             child.close()

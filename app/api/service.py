@@ -1,21 +1,18 @@
 """Of the service itself: /healthz, /readyz, /metrics"""
 
-from collections.abc import Callable, Sequence
-from datetime import timedelta
+from collections.abc import Callable
 
 from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
-from sqlalchemy import select, text
+from sqlalchemy import text
 
 from app.api.deps import Parts, TheParts
 from app.metrics import render
-from app.tables import WorkerRow, now
+from app.services.workers import workers_seen
 
 router = APIRouter(tags=["service"])
 
-# A worker says that it lives every few seconds.
-WORKER_SILENCE = timedelta(seconds=15)
 # What a worker says of a layer of its sandbox that holds.
 ACTIVE = "active"
 
@@ -45,21 +42,19 @@ def _check_database(parts: Parts) -> None:
         session.execute(text("SELECT 1"))
 
 
-def _living_workers(parts: Parts) -> Sequence[WorkerRow]:
-    with parts.database.read() as session:
-        alive = select(WorkerRow).where(WorkerRow.seen_at > now() - WORKER_SILENCE)
-        return session.scalars(alive).all()
-
-
 def _check_worker(parts: Parts) -> None:
-    if not _living_workers(parts):
+    with parts.database.read() as session:
+        seen = workers_seen(session)
+    if not seen:
         raise RuntimeError("no worker was heard of lately")
 
 
 def _sandbox(parts: Parts) -> dict[str, str]:
     """Layer -> "active" where it is so for every worker, else what one of them lacks."""
     found: dict[str, str] = {}
-    for worker in _living_workers(parts):
+    with parts.database.read() as session:
+        workers = workers_seen(session)
+    for worker in workers:
         for layer, told in worker.details.get("sandbox", {}).items():
             if found.get(layer, ACTIVE) == ACTIVE:
                 found[layer] = told

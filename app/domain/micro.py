@@ -1,5 +1,7 @@
 """Microcontrollers: what a .tflite file needs under TensorFlow Lite Micro (TFLM)."""
 
+import re
+
 from pydantic import BaseModel, Field
 
 from app.domain.problems import Note
@@ -149,3 +151,12 @@ class MicroReport(BaseModel):
     agrees: bool | None = None
     tflm_version: str
     notes: list[Note] = []
+
+
+def identifier(name: str) -> str:
+    """A name that C takes, without what the language keeps for itself (leading and double
+    underscores); its suffixes keep it apart from keywords."""
+    found = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")[:60].rstrip("_")
+    if not found:
+        return "model"
+    return f"model_{found}" if found[0].isdigit() else found

@@ -29,6 +29,39 @@ def test_the_network_is_closed(attacks: Attacks) -> None:
     assert set(found) == {"denied"}
 
 
+def test_what_may_use_the_network_may_do_no_more(attacks: Attacks, outside: Path) -> None:
+    """Weights that Keras publishes are fetched by a child that opens no user's file."""
+    code = f"""
+        open_socket = tried(lambda: socket.create_server(("127.0.0.1", 0)))
+        result(dict(
+            udp=tried(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)),
+            connect=tried(lambda: socket.create_connection(("127.0.0.1", 9), timeout=1)),
+            server=open_socket,
+            unix=tried(lambda: socket.socket(socket.AF_UNIX)),
+            fork=tried(os.fork),
+            read=tried(lambda: open({str(outside / "secret")!r})),
+        ))
+    """
+    found = attacks.run(code, network=True)
+    assert found.pop("udp") == "done"
+    assert found.pop("connect").startswith("ConnectionRefusedError")
+    if landlock.abi() < landlock.LEAST_ABI:
+        del found["read"]
+    assert set(found.values()) == {"denied"}, found
+
+
+@needs_landlock
+def test_a_lock_elsewhere_is_held_and_not_written(attacks: Attacks, outside: Path) -> None:
+    attacks.site = replace(attacks.site, readable=(outside / "secret",))
+    code = f"""
+        from workers.engine.latency import machine_lock
+        path = {str(outside / "secret")!r}
+        with machine_lock(path):
+            result(dict(write=tried(lambda: open(path, "a")), read=open(path).read()))
+    """
+    assert attacks.run(code) == {"write": "denied", "read": "the secret"}
+
+
 @needs_landlock
 def test_files_outside_are_neither_read_nor_written(attacks: Attacks, outside: Path) -> None:
     before = snapshot(outside)

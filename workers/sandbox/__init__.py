@@ -21,7 +21,7 @@ class Confinement:
     """What a child is held to from its start.
 
     `inputs`: the directory that it reads its work from; `directory`: its own, to write in.
-    `writable`: files elsewhere that it may write. `tools`: programs that `Grant.tools` lets it
+    `readable`, `writable`: paths elsewhere that it may read, and write. `tools`: programs that `Grant.tools` lets it
     start. `network`: it may open connections. `user`: the number of the user that it becomes,
     where it is started as root. `mode`: "require" raises where a layer cannot be had.
     """
@@ -29,6 +29,7 @@ class Confinement:
     directory: str
     inputs: str
     mode: Mode = "auto"
+    readable: tuple[str, ...] = ()
     writable: tuple[str, ...] = ()
     tools: tuple[str, ...] = ()
     network: bool = False
@@ -62,7 +63,11 @@ def confine(confinement: Confinement) -> None:
     with _as_far_as_possible(confinement):
         landlock.restrict(
             landlock.Rules(
-                read=[*paths.readable(network=confinement.network), confinement.inputs],
+                read=[
+                    *paths.readable(network=confinement.network),
+                    *confinement.readable,
+                    confinement.inputs,
+                ],
                 write=[confinement.directory, *confinement.writable, *paths.DEVICES],
                 execute=paths.executables(confinement.tools),
                 tcp=confinement.network,
