@@ -59,8 +59,8 @@ class Limits:
 class Site:
     """Where children have their directories, and how they are confined (docs/sandbox.md).
 
-    `readable`: files elsewhere that they may read and lock; `tools`: programs that work may be allowed to
-    start; `user`: the number of the user that they become, where the worker is root.
+    `readable`: files elsewhere that they may read and lock; `tools`: programs that work may be
+    allowed to start; `user`: the number of the user that they become, where the worker is root.
     """
 
     work_dir: Path

@@ -7,6 +7,7 @@ import base64
 import io
 import json
 import marshal
+import os
 import tarfile
 import zipfile
 from collections.abc import Callable
@@ -164,29 +165,6 @@ CVES: dict[str, Callable[[Path], bytes]] = {
 }
 
 
-def saved_model(folder: Path, marker: Path, secret: Path) -> Path:
-    """A SavedModel that writes and reads a file when it is run.
-
-    Needs TensorFlow.
-    """
-    import tensorflow as tf
-
-    class Hostile(tf.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.weight = tf.Variable(tf.ones((4, 2)))
-
-        @tf.function(input_signature=[tf.TensorSpec([None, 4], tf.float32)])
-        def serve(self, x: Any) -> Any:
-            stolen = tf.strings.length(tf.io.read_file(str(secret)))
-            with tf.control_dependencies([tf.io.write_file(str(marker), "x")]):
-                return x @ self.weight + tf.cast(stolen, tf.float32)
-
-    module = Hostile()
-    tf.saved_model.save(module, str(folder), signatures=module.serve)
-    return folder
-
-
 def sharing_tflite(graphs: int, operators: int, name: int = 0) -> bytes:
     """A .tflite of `graphs` subgraphs that are all the same one, with `operators` operators that
     are all the same one, and tensors that share one name of `name` bytes."""
@@ -216,3 +194,48 @@ def sharing_tflite(graphs: int, operators: int, name: int = 0) -> bytes:
     schema.ModelAddSubgraphs(builder, subgraphs)
     builder.Finish(schema.ModelEnd(builder), b"TFL3")
     return bytes(builder.Output())
+
+
+def pack(folder: Path) -> bytes:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return zipped({str(path.relative_to(folder)): path.read_bytes() for path in files})
+
+
+def make_models(folder: Path) -> None:
+    """Write sound models of three formats; and a SavedModel that uses files, with the `secret` that
+    it reads, whose `marker` it would write. Needs TensorFlow."""
+    os.environ["TF_USE_LEGACY_KERAS"] = "1"
+    import keras
+    import tensorflow as tf
+    import tf_keras
+
+    def small(library: Any) -> Any:
+        layers = library.layers
+        return library.Sequential(
+            [
+                library.Input((8, 8, 1)), layers.Conv2D(2, 3), layers.BatchNormalization(),
+                layers.ReLU(), layers.Flatten(), layers.Dense(3, activation="softmax"),
+            ]
+        )  # fmt: skip
+
+    small(keras).save(folder / "model.keras")
+    small(tf_keras).save(folder / "model.h5")
+    small(keras).export(folder / "plain")
+    (folder / "model.zip").write_bytes(pack(folder / "plain"))
+    (folder / "secret").write_text("the secret")
+
+    class Hostile(tf.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = tf.Variable(tf.ones((4, 2)))
+
+        @tf.function(input_signature=[tf.TensorSpec([None, 4], tf.float32)])
+        def serve(self, x: Any) -> Any:
+            stolen = tf.strings.length(tf.io.read_file(str(folder / "secret")))
+            with tf.control_dependencies([tf.io.write_file(str(folder / "marker"), "x")]):
+                return x @ self.weight + tf.cast(stolen, tf.float32)
+
+    module = Hostile()
+    tf.saved_model.save(module, str(folder / "evil"), signatures=module.serve)
+    (folder / "evil.zip").write_bytes(pack(folder / "evil"))
+    (folder / "marker").unlink(missing_ok=True)

@@ -21,9 +21,10 @@ class Confinement:
     """What a child is held to from its start.
 
     `inputs`: the directory that it reads its work from; `directory`: its own, to write in.
-    `readable`, `writable`: paths elsewhere that it may read, and write. `tools`: programs that `Grant.tools` lets it
-    start. `network`: it may open connections. `user`: the number of the user that it becomes,
-    where it is started as root. `mode`: "require" raises where a layer cannot be had.
+    `readable`, `writable`: paths elsewhere that it may read, and write. `tools`: programs that
+    `Grant.tools` lets it start. `network`: it may open connections. `user`: the number of the user
+    that it becomes, where it is started as root. `mode`: "require" raises where a layer cannot be
+    had.
     """
 
     directory: str
