@@ -68,6 +68,7 @@ def confine(confinement: Confinement) -> None:
                     *paths.readable(network=confinement.network),
                     *confinement.readable,
                     confinement.inputs,
+                    *paths.beside(confinement.tools, confinement.directory),
                 ],
                 write=[confinement.directory, *confinement.writable, *paths.DEVICES],
                 execute=paths.executables(confinement.tools),

@@ -39,6 +39,13 @@ def readable(*, network: bool) -> list[str]:
     return [*code, *_LIBRARIES, *_MACHINE, *(_NETWORK if network else ())]
 
 
+def beside(tools: tuple[str, ...], directory: str) -> list[str]:
+    """The folders of programs, where their libraries and data lie; none that holds `directory`, as
+    it would hold those of other children too."""
+    folders = {Path(tool).resolve().parent for tool in tools} | {Path(t).parent for t in tools}
+    return [str(folder) for folder in folders if folder not in Path(directory).resolve().parents]
+
+
 def executables(tools: tuple[str, ...]) -> list[str]:
     """What must be executable for `tools` to start: they, and what the kernel starts for them."""
     found: list[str] = []
