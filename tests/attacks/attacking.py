@@ -60,7 +60,7 @@ class Attacks:
     """Starts children that run a few lines of Python, confined."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, site: Site) -> None:
-        self.monkeypatch, self.site = monkeypatch, site
+        self.monkeypatch, self.site, self.python = monkeypatch, site, sys.executable
 
     @contextmanager
     def child(self, code: str, preload: str = "", **options: Any) -> Iterator[Child]:
@@ -68,7 +68,7 @@ class Attacks:
 
         def command(kind: Kind, event_fd: int, confinement: Confinement) -> list[str]:
             told = json.dumps(asdict(confinement))
-            return [sys.executable, "-c", text, str(event_fd), told]
+            return [self.python, "-c", text, str(event_fd), told]
 
         self.monkeypatch.setattr(runner, "command", command)
         made = Child("light", self.site, **options)

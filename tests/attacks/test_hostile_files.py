@@ -127,6 +127,25 @@ def test_pickles_in_datasets_are_not_loaded(tmp_path: Path) -> None:
     assert not marker.exists()
 
 
+def test_one_high_label_does_not_fill_the_memory(tmp_path: Path) -> None:
+    labels = np.array([0, 1, 2**62, 1], np.int64)
+    np.savez(tmp_path / "data.npz", x=np.eye(4, dtype=np.float32), y=labels)
+    facts = datasets.inspect_dataset(tmp_path / "data.npz", DatasetFormat.npz, 2**30)
+    assert facts.splits["all"].samples == 4
+
+
+@pytest.mark.parametrize(
+    "header", ["{'descr': '<f4', 'shape': (1,),", "{" * 200, "(" * 9000, "x ="]
+)
+def test_headers_of_arrays_are_source_that_may_not_parse(header: str, tmp_path: Path) -> None:
+    text = header.encode().ljust(9990) + b"\n"
+    array = b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + bytes(4)
+    (tmp_path / "data.npz").write_bytes(hostile.zipped({"x.npy": array}))
+    with pytest.raises(WorkError) as caught:
+        datasets.inspect_dataset(tmp_path / "data.npz", DatasetFormat.npz, 2**30)
+    assert caught.value.code == "corrupt_file"
+
+
 @pytest.mark.parametrize(
     ("graphs", "operators", "name"), [(100, 50_000, 0), (1, 2_000, 2**20), (60_000, 100, 0)]
 )

@@ -1,6 +1,8 @@
 """Code that runs in a child, with all that a file could have smuggled in, against each layer."""
 
+import contextlib
 import os
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -201,6 +203,42 @@ def test_no_privilege_is_left_or_regained(attacks: Attacks) -> None:
     assert found.pop("NoNewPrivs") == "1"
     if os.getuid() == 0:
         assert {int(value, 16) for value in found.values()} == {0}
+
+
+NOBODY = 65534
+
+
+def python_of(user: int) -> str | None:
+    """A Python that this user can run: one below /root can't be read by others."""
+    for python in (sys.executable, "/usr/bin/python3"):
+        told = "import sys, ctypes, json; sys.exit(sys.version_info < (3, 11))"
+        with contextlib.suppress(OSError):
+            if subprocess.run([python, "-c", told], user=user, capture_output=True).returncode == 0:
+                return python
+    return None
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
+def test_a_child_of_root_becomes_another_user(attacks: Attacks, outside: Path) -> None:
+    # From pytest's own folder down: others may pass through.
+    for folder in (attacks.site.work_dir, *attacks.site.work_dir.parents[:3]):
+        folder.chmod(0o755)
+    python = python_of(NOBODY)
+    if python is None:
+        pytest.skip("no Python here can be read by another user")
+    attacks.site, attacks.python = replace(attacks.site, user=NOBODY), python
+    code = f"""
+        result(dict(
+            user=os.getresuid(), groups=os.getgroups(),
+            back=tried(lambda: os.setuid(0)),
+            write=tried(lambda: Path("out/file").write_text("x")),
+            read=tried(lambda: open({str(outside / "secret")!r})),
+        ))
+    """
+    found = attacks.run(code)
+    assert found == {
+        "user": [NOBODY] * 3, "groups": [], "back": "denied", "write": "done", "read": "denied"
+    }  # fmt: skip
 
 
 def test_a_memory_bomb_ends_as_out_of_memory(attacks: Attacks) -> None:

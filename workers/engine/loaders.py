@@ -346,7 +346,7 @@ def _check_variables(graph: Any, folder: Path) -> None:
 
     try:
         tf.train.list_variables(str(folder / "variables" / "variables"))
-    except (tf.errors.OpError, ValueError, RuntimeError) as error:
+    except (tf.errors.OpError, LookupError, ValueError, RuntimeError) as error:
         raise scan.corrupt(f"the variables of the SavedModel are damaged: {_gist(error)}") from None
 
 
