@@ -132,7 +132,8 @@ class MicroReport(BaseModel):
     tensors and scratch of an inference. All are None where it does not run there.
     `steps_apart`: the largest distance of an output from that of LiteRT's reference kernels, in
     quantization steps of the output (1e-4 of its range where it is computed in float). `agrees`
-    is at most one step. Both are None where nothing could be compared.
+    is at most one step, of 8 bits where the output has 16. Both are None where nothing could be
+    compared.
     """
 
     runs: bool
