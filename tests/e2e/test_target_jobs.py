@@ -131,12 +131,14 @@ def test_targets_tell_what_the_workers_have(service: Service) -> None:
 def with_compiler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Service, Path]]:
     """A service whose compiler is a test double that replays outputs and compiles nothing, and
     the file that names what it does."""
+    # Not above the service's data, which children could read then.
     folder = tmp_path_factory.mktemp("compiler")
     script = folder / "fake_edgetpu_compiler"
     script.write_text(f"#!{sys.executable}\n{FAKE.read_text()}")
     script.chmod(0o755)
     (folder / "scenario").write_text("success")
-    with embedded(folder / "service", edgetpu_compiler=script, fast_slots=1) as running:
+    data_dir = tmp_path_factory.mktemp("with_compiler") / "service"
+    with embedded(data_dir, edgetpu_compiler=script, fast_slots=1) as running:
         yield running, folder / "scenario"
 
 
