@@ -12,6 +12,7 @@ import typer
 from pydantic import ValidationError
 
 from app.cli_analyze import analyze
+from app.cli_doctor import doctor
 from app.cli_keys import keys
 from app.cli_knowledge import advise, catalog, targets, techniques
 from app.cli_options import check_file, height_width, numbers, settings_of, size_bytes
@@ -39,7 +40,7 @@ for command in (advise, analyze, techniques, targets, catalog, usage):
 RUN = "Run a service"
 main.add_typer(tenants, name="tenants", rich_help_panel=RUN)
 main.add_typer(keys, name="keys", rich_help_panel=RUN)
-for service_command in (gc, backup, restore):
+for service_command in (gc, backup, restore, doctor):
     main.command(rich_help_panel=RUN)(service_command)
 
 OptionalPath = Path | None

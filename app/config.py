@@ -72,6 +72,9 @@ class Settings(BaseSettings):
     variant_deadline_s: float = Field(default=1800, gt=0)
     train_deadline_s: float = Field(default=6 * 3600, gt=0)
     variant_memory_bytes: int = Field(default=8 * GIB, ge=GIB // 2)
+    variant_disk_bytes: int = Field(default=64 * GIB, ge=GIB)
+    sandbox: Literal["auto", "require", "off"] = "auto"
+    sandbox_user: int | None = Field(default=None, ge=1)
     evaluation_time_limit_s: float = Field(default=10, gt=0)
     evaluation_threads: int = Field(default=min(4, os.cpu_count() or 1), ge=1)
     edgetpu_compiler: str = Field(default="edgetpu_compiler", min_length=1)

@@ -211,28 +211,29 @@ def spares() -> dict[str, Any]:
     and from the moment that a waiting spare is given work until it has begun."""
     from app.domain.formats import DatasetFormat
     from app.domain.work import InspectDatasetWork
-    from workers.runner import Child
+    from workers.runner import Child, Site
+    from workers.sandbox import Grant
 
     found: dict[str, Any] = {}
     kinds: tuple[Literal["light", "tensorflow"], ...] = ("light", "tensorflow")
     for kind in kinds:
         cold, warm = [], []
         for _ in range(ROUNDS):
-            started = time.perf_counter()
-            child = Child(kind)
-            while not child.read_events(0.1):
-                pass
-            cold.append(time.perf_counter() - started)
             with tempfile.TemporaryDirectory() as folder:
-                np.savez(f"{folder}/data.npz", x=np.zeros((2, 2)))
-                work = InspectDatasetWork(file="data.npz", format=DatasetFormat.npz)
-                (Path(folder) / "spec.json").write_text(work.model_dump_json())
                 started = time.perf_counter()
-                child.give(Path(folder))
+                child = Child(kind, Site(Path(folder)))
+                while not child.read_events(0.1):
+                    pass
+                cold.append(time.perf_counter() - started)
+                np.savez(child.inputs / "data.npz", x=np.zeros((2, 2)))
+                work = InspectDatasetWork(file="in/data.npz", format=DatasetFormat.npz)
+                (child.directory / "spec.json").write_text(work.model_dump_json())
+                started = time.perf_counter()
+                child.give(Grant(8 * 2**30, 2**30, 60))
                 while not child.read_events(0.1):
                     pass
                 warm.append(time.perf_counter() - started)
                 child.process.wait()
-            child.kill()
+                child.close()
         found[kind] = {"cold_s": round(median(cold), 2), "spare_s": round(median(warm), 3)}
     return found

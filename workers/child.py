@@ -1,10 +1,12 @@
 """The child process: imports what the work needs, waits for one directory, does it, and exits.
 
 Started ahead of need by workers.runner, so that no job waits for an import. It serves exactly one
-piece of work: no state of one user's file can reach another's. Protocol: one line on standard
-input names the work directory; events go as JSON lines to the file descriptor given as argument;
-`result.json` or `error.json` in the directory is the outcome. End of standard input means that the
-worker has died: the child ends at once.
+piece of work: no state of one user's file can reach another's. Protocol: its arguments tell where
+it is confined to; one line on standard input tells what the work there may use, and that it begins;
+events go as JSON lines to the file descriptor given as argument; `result.json` or `error.json` in
+the directory is the outcome. End of standard input means that the
+worker has died: the child ends at once. The sandbox is around it from its first lines on
+(docs/sandbox.md).
 """
 
 import ctypes
@@ -18,15 +20,23 @@ import traceback
 from pathlib import Path
 from typing import IO, Literal
 
+import app  # noqa: F401  # found before the directory that it lies in is closed
+from workers import sandbox
+
 Kind = Literal["light", "tensorflow"]
 # prctl(2); kills the child even while it holds the interpreter lock inside a long native call.
 PR_SET_PDEATHSIG = 1
+# Descendants whose own parent has ended become this process's children: none is lost sight of.
+PR_SET_CHILD_SUBREAPER = 36
 
 
-def main(kind: str, event_fd: int) -> int:
+def main(kind: str, event_fd: int, confinement: sandbox.Confinement) -> int:
     faulthandler.enable()
+    sandbox.confine(confinement)
     if sys.platform == "linux":
+        # After it may have become another user, which clears the first.
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
     _preload(kind)
     events = os.fdopen(event_fd, "w", buffering=1)
     _send(events, {"stage": "ready", "progress": 0.0})
@@ -34,7 +44,8 @@ def main(kind: str, event_fd: int) -> int:
     if not line:
         return 0
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    return _serve(Path(line.rstrip("\n")), events)
+    sandbox.restrict(confinement, sandbox.Grant(**json.loads(line)))
+    return _serve(Path(confinement.directory), events)
 
 
 def _preload(kind: str) -> None:
@@ -100,7 +111,7 @@ def _write(path: Path, text: str) -> None:
 
 
 if __name__ == "__main__":
-    status = main(sys.argv[1], int(sys.argv[2]))
+    status = main(sys.argv[1], int(sys.argv[2]), sandbox.Confinement(**json.loads(sys.argv[3])))
     sys.stdout.flush()
     sys.stderr.flush()
     # Without the interpreter's shutdown: TensorFlow's takes seconds, and can crash.

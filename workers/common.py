@@ -63,7 +63,7 @@ def limits(worker: Worker, spec: JobSpec | None, *, training: bool = False) -> L
     if spec is not None:
         deadline = min(deadline, spec.limits.deadline_s or deadline)
         memory = min(memory, spec.limits.memory_bytes or memory)
-    return Limits(deadline, memory)
+    return Limits(deadline, memory, settings.variant_disk_bytes)
 
 
 def model_source(plan: Plan) -> ModelSource:

@@ -6,7 +6,7 @@ import logging
 import os
 import shutil
 import socket
-import tempfile
+import sys
 import threading
 import time
 import zlib
@@ -49,7 +49,9 @@ from app.storage import (
 )
 from app.tables import WorkerRow, new_id, now
 from workers import compilers, runner
-from workers.runner import Kind, Limits, Spares, Stopped
+from workers.outcome import log_tail, made_file
+from workers.runner import Kind, Limits, Site, Spares, Stopped
+from workers.sandbox import probe
 
 log = logging.getLogger(__name__)
 
@@ -177,6 +179,21 @@ def _claim_work_dir(directory: Path) -> IO[bytes]:
     return lock
 
 
+def _site(settings: Settings, work_dir: Path) -> Site:
+    compiler = shutil.which(settings.edgetpu_compiler)
+    # It must be there to be opened to children.
+    settings.latency_lock.touch()
+    if settings.sandbox_user is not None:
+        os.chown(settings.latency_lock, settings.sandbox_user, -1)
+    return Site(
+        work_dir=work_dir,
+        mode=settings.sandbox,
+        readable=(settings.latency_lock,),
+        tools=(Path(sys.executable), *([Path(compiler)] if compiler else [])),
+        user=settings.sandbox_user,
+    )
+
+
 class Worker:
     """The parts of a worker process; `run_queue` is called for every doorbell."""
 
@@ -190,14 +207,16 @@ class Worker:
             "light": settings.light_spares,
             "tensorflow": settings.tensorflow_spares,
         }
-        self.spares = Spares(wanted)
+        self.sandbox = probe.check(settings.sandbox, settings.sandbox_user)
+        self._work_dir = settings.work_dir / self.id
+        self._work_lock = _claim_work_dir(self._work_dir)
+        self._site = _site(settings, self._work_dir)
+        self.spares = Spares(wanted, self._site)
         self.compilers = compilers.installed(settings.edgetpu_compiler)
         self.stopping = threading.Event()
         self.queues = queues
         slots = slots_of(settings)
         self._slots = {name: threading.Semaphore(slots[name]) for name in queues}
-        self._work_dir = settings.work_dir / self.id
-        self._work_lock = _claim_work_dir(self._work_dir)
         self._seen = threading.Thread(target=self._report, name="seen", daemon=True)
         self._seen.start()
 
@@ -290,7 +309,11 @@ class Worker:
         while True:
             try:
                 with self.database.write() as session:
-                    details = {"spares": self.spares.counts(), "compilers": self.compilers}
+                    details = {
+                        "spares": self.spares.counts(),
+                        "compilers": self.compilers,
+                        "sandbox": self.sandbox,
+                    }
                     session.merge(
                         WorkerRow(id=self.id, queues=self.queues, details=details, seen_at=now())
                     )
@@ -323,35 +346,40 @@ class Worker:
         WorkError, with the log's tail, Stopped and LeaseLost.
         """
         started = time.perf_counter()
-        directory = Path(tempfile.mkdtemp(dir=self._work_dir))
+        child = self.spares.take(
+            "tensorflow" if tensorflow else "light",
+            network=isinstance(work, CatalogWork) and work.weights != "random",
+        )
         try:
-            (directory / "in").mkdir()
-            (directory / "out").mkdir()
             for name, digest in inputs.items():
-                self._fetch(name, digest, directory)
+                self._fetch(name, digest, child.inputs / name)
+            directory = child.directory
             (directory / "spec.json").write_text(work.model_dump_json())
-            child = self.spares.take("tensorflow" if tensorflow else "light")
             if isinstance(work, TrainWork):
                 # A training may take hours: who comes meanwhile should find a spare.
                 self.spares.refill()
+            # What compiles for a target starts the target's tools; nothing else starts anything.
+            tools = isinstance(work, VariantWork) and work.target is not None
             try:
-                result = runner.run(child, directory, limits, on_event, lease.should_stop)
+                result = runner.run(child, limits, on_event, lease.should_stop, tools=tools)
             except WorkError as error:
                 # What the child said itself needs no log beside it.
                 if not (directory / "error.json").exists():
-                    error.log_tail = runner.log_tail(directory)
+                    error.log_tail = log_tail(directory)
                 raise
-            kept = {name: directory / path for name, path in outputs(result).items()}
+            kept = {name: made_file(directory, path) for name, path in outputs(result).items()}
             files = {name: store_file(self.storage, path) for name, path in kept.items()}
             sizes = {name: _gzip_size(path) for name, path in kept.items() if gzipped(name)}
             return Made(result, files, sizes, round(time.perf_counter() - started, 3))
         finally:
-            shutil.rmtree(directory, ignore_errors=True)
+            child.close()
 
-    def _fetch(self, name: str, digest: str, directory: Path) -> None:
+    def _fetch(self, name: str, digest: str, to: Path) -> None:
         try:
-            self.storage.fetch(digest, directory / "in" / name)
+            self.storage.fetch(digest, to)
         except (Damaged, FileNotFoundError) as error:
             with self.database.write() as session:
                 damage.forget(session, digest)
             raise _unusable(name, damaged=isinstance(error, Damaged)) from error
+        if self._site.user is not None:
+            to.chmod(0o444)

@@ -16,16 +16,21 @@ from app.services.workers import workers_seen
 log = logging.getLogger(__name__)
 router = APIRouter(tags=["service"])
 
+# What a worker says of a layer of its sandbox that holds.
+ACTIVE = "active"
+
 
 class Health(BaseModel):
     status: str
 
 
 class Readiness(BaseModel):
-    """`checks`: "ok", or what is wrong with that part."""
+    """`checks`: "ok", or what is wrong with that part. `sandbox`: for each layer around the
+    processes that open users' files "active", or what the least protected worker lacks."""
 
     status: str
     checks: dict[str, str]
+    sandbox: dict[str, str] = {}
 
 
 @router.head("/healthz", include_in_schema=False)
@@ -45,6 +50,18 @@ def _check_worker(parts: Parts) -> None:
         seen = workers_seen(session)
     if not seen:
         raise RuntimeError("no worker was heard of lately")
+
+
+def _sandbox(parts: Parts) -> dict[str, str]:
+    """Layer -> "active" where it is so for every worker, else what one of them lacks."""
+    found: dict[str, str] = {}
+    with parts.database.read() as session:
+        workers = workers_seen(session)
+    for worker in workers:
+        for layer, told in worker.details.get("sandbox", {}).items():
+            if found.get(layer, ACTIVE) == ACTIVE:
+                found[layer] = told
+    return found
 
 
 CHECKS: dict[str, Callable[[Parts], None]] = {
@@ -78,7 +95,10 @@ def get_readiness(parts: TheParts) -> Response:
                 log.warning("not ready", extra={"part": name, "error": checks[name]})
                 checks[name] = "failed: see the log"
     ready = all(value == "ok" for value in checks.values())
-    body = Readiness(status="ready" if ready else "not_ready", checks=checks)
+    # Workers are known by their rows.
+    sandbox = _sandbox(parts) if checks["database"] == "ok" else {}
+    status = "ready" if ready else "not_ready"
+    body = Readiness(status=status, checks=checks, sandbox=sandbox)
     return Response(body.model_dump_json(), 200 if ready else 503, media_type="application/json")
 
 

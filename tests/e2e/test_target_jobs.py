@@ -1,5 +1,6 @@
 """Jobs for targets through the service: what is made, measured, refused, and told."""
 
+import contextlib
 import re
 import sys
 from collections.abc import Iterator
@@ -130,12 +131,14 @@ def test_targets_tell_what_the_workers_have(service: Service) -> None:
 def with_compiler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Service, Path]]:
     """A service whose compiler is a test double that replays outputs and compiles nothing, and
     the file that names what it does."""
+    # Not above the service's data, which children could read then.
     folder = tmp_path_factory.mktemp("compiler")
     script = folder / "fake_edgetpu_compiler"
     script.write_text(f"#!{sys.executable}\n{FAKE.read_text()}")
     script.chmod(0o755)
     (folder / "scenario").write_text("success")
-    with embedded(folder / "service", edgetpu_compiler=script, fast_slots=1) as running:
+    data_dir = tmp_path_factory.mktemp("with_compiler") / "service"
+    with embedded(data_dir, edgetpu_compiler=script, fast_slots=1) as running:
         yield running, folder / "scenario"
 
 
@@ -204,11 +207,17 @@ def test_cancelling_ends_the_compiler_and_what_it_started(
 ) -> None:
     service, scenario = with_compiler
     scenario.write_text("hang")
-    pid_file = scenario.with_name("child")
-    pid_file.unlink(missing_ok=True)
+
+    def started() -> psutil.Process | None:
+        """What the compiler, which a child of the worker runs, started itself."""
+        for process in service.worker().children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if "import time; time.sleep(600)" in process.cmdline():
+                    return process
+        return None
+
     job = service.submit(**spec, seed=4711)
-    until(lambda: pid_file.exists() and pid_file.read_text(), "the compiler runs")
-    pid = int(pid_file.read_text())
+    pid = until(started, "the compiler runs").pid
     service.http.post(f"/v1/jobs/{job['id']}/cancel")
     until(
         lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == "zombie",

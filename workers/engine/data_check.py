@@ -184,8 +184,10 @@ def class_warnings(classes: Sequence[str], indices: Mapping[str, Array]) -> list
             notes.append(_missing(name, missing))
     numbers = [int(text) for text in classes if text.lstrip("-").isdigit()]
     if len(numbers) == len(classes):
-        gaps = sorted(set(range(max(numbers) + 1)) - set(numbers))
-        if 0 < len(gaps) <= max(numbers) // 2:
+        highest, held = max(numbers), {number for number in numbers if number >= 0}
+        # Counted before they are listed: a single label may be as high as an integer goes.
+        if 0 < highest + 1 - len(held) <= highest // 2:
+            gaps = sorted(set(range(highest + 1)) - held)
             notes.append(_missing("all", [str(number) for number in gaps]))
     total = sum(counts.values(), np.zeros(len(classes), np.int64))
     top = int(total.argmax())

@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import os
 import platform
 import time
 from collections.abc import Iterator, Sequence
@@ -107,9 +108,13 @@ def machine_lock(path: str | None) -> Iterator[None]:
     if path is None:
         yield
         return
-    with open(path, "a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    # A lock needs no right to write, which a sandbox does not give.
+    opened = os.open(path, os.O_RDONLY | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX)
         yield
+    finally:
+        os.close(opened)
 
 
 def _warm(models: list[Model], fed: list[list[Array]], limit_s: float) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from app.domain.formats import ModelFormat
 from app.domain.problems import WorkError
 from app.domain.work import ModelFacts, ModelSource, TensorFact
-from workers.engine import keras_saved_model, scan, scan_tflite
+from workers.engine import keras_saved_model, scan, scan_saved_model, scan_tflite
 from workers.engine.archives import Limits, unpack
 from workers.engine.names import clean_errors
 
@@ -281,7 +281,7 @@ def _load_saved_model(source: ModelSource, path: Path, directory: Path) -> Loade
         raise scan.corrupt("saved_model.pb is damaged or cut off") from None
     if not message.meta_graphs:
         raise scan.corrupt("saved_model.pb holds no graph")
-    scan.scan_saved_model(message)
+    scan_saved_model.scan(message)
     graph = _serving_graph(message)
     key = _signature_key(graph)
     signature = graph.signature_def[key]
@@ -346,7 +346,7 @@ def _check_variables(graph: Any, folder: Path) -> None:
 
     try:
         tf.train.list_variables(str(folder / "variables" / "variables"))
-    except (tf.errors.OpError, ValueError, RuntimeError) as error:
+    except (tf.errors.OpError, LookupError, ValueError, RuntimeError) as error:
         raise scan.corrupt(f"the variables of the SavedModel are damaged: {_gist(error)}") from None
 
 

@@ -7,6 +7,7 @@ unpacked first, into memory where it is small and else into a scratch file.
 import re
 import struct
 import tempfile
+import tokenize
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -89,7 +90,11 @@ def _array(path: Path, archive: zipfile.ZipFile, raw: IO[bytes], info: zipfile.Z
 def _header(member: IO[bytes], name: str) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     version = npy.read_magic(member)
     read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-    shape, fortran, dtype = read(member)
+    try:
+        shape, fortran, dtype = read(member)
+    except (SyntaxError, tokenize.TokenError, RecursionError, TypeError) as error:
+        # The header is Python source; numpy tells of some damage to it as of source.
+        raise ValueError(f"the header of '{name}' cannot be read: {error}") from None
     if dtype.hasobject:
         raise WorkError(
             "pickled_array",

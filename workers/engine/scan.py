@@ -1,8 +1,8 @@
-"""What a Keras or SavedModel file holds, read without running any of it: done before loading.
+"""What a Keras file holds, read without running any of it: done before loading.
 
-Keras files name Python code by module and class; loading one would import it. SavedModel graphs
-can read and write files. Both are looked for here as data, so that a hostile file is refused before
-a library that trusts it sees it. That the process is one of its own stands behind this.
+Keras files name Python code by module and class; loading one would import it. That is looked for
+here as data, so that a hostile file is refused before a library that trusts it sees it. The sandbox
+of the process stands behind this (docs/sandbox.md).
 """
 
 import io
@@ -29,6 +29,13 @@ EXPORT_HINT = (
 REPEAT_HINT = "Upload the file again; check its size and checksum against the original."
 
 _KERAS_MODULE = re.compile(r"^(?:tf_)?keras(?:\.|$)|^tensorflow\.(?:python\.)?keras(?:\.|$)")
+# Parts of Keras that define what a model is made of. Others download, open and import.
+_CLASS_MODULES = re.compile(
+    r"^(?:(?:tf_)?keras|tensorflow\.(?:python\.)?keras)(?:\.(?:src|api|_tf_keras|keras))*"
+    r"(?:$|\.(?:activations|constraints|dtype_policies|engine|initializers|layers|losses|metrics|"
+    r"mixed_precision|models|ops|optimizers|quantizers|random|regularizers)(?:\.|$)|"
+    r"\.backend\.common\.|\.utils\.(?:generic_utils|tf_utils)$)"
+)
 # Modules of Keras whose functions compute and touch nothing else.
 _FUNCTION_MODULES = re.compile(
     r"^(?:tf_)?keras\.(?:src\.)?"
@@ -36,21 +43,19 @@ _FUNCTION_MODULES = re.compile(
     r"backend)(?:\.|$)"
 )
 _LAMBDA_CLASSES = frozenset({"Lambda", "__lambda__", "__bytes__"})
+# Layers of Keras that hold another library's program, pickled, or load one from a path.
+_FOREIGN_CLASSES = frozenset({"TFSMLayer", "TorchModuleWrapper", "JaxLayer", "FlaxLayer"})
 # Namespaces of TensorFlow whose functions a functional Keras 2 model may call as layers.
 _TF_NAMESPACES = frozenset(
     {"math", "nn", "image", "linalg", "signal", "keras", "bitwise", "random", "strings", "dtypes",
-     "experimental", "sparse", "ragged", "compat", "__operators__", "quantization", "sets"}
+     "sparse", "ragged", "__operators__", "quantization", "sets"}
 )  # fmt: skip
 _TF_BANNED = re.compile(
     r"py_func|numpy_function|load_|read_|write_|import_graph|(?:^|\.)io(?:\.|$)|"
-    r"print|raw_ops|gfile|saved_model|utils|get_file"
+    r"print|raw_ops|gfile|saved_model|utils|get_file|decode_proto|register|dlpack|summary|train\."
 )
-_FILE_OPS = re.compile(
-    r"^(?:ReadFile|WriteFile|MatchingFiles\w*|\w*PyFunc\w*|\w*Reader(?:V2)?|Reader\w+|\w*Dataset\w*|"
-    r"\w*SummaryWriter\w*|Write\w*Summary|InitializeTableFromTextFile\w*|ImmutableConst|"
-    r"DecodeProto\w*|EncodeProto|RecordInput|Rpc\w*|Debug\w+|FileSystem\w*|LMDB\w*|Dynamic\w*Copy|"
-    r"CollectiveExecutor\w*|XlaHostCompute\w*)$"
-)
+# Functions are written so; classes, which may open files, begin with a capital.
+_TF_FUNCTION = re.compile(r"^(?:\w+\.)*[a-z_]\w*$")
 
 
 def unsafe(message: str) -> WorkError:
@@ -184,7 +189,8 @@ def scan_config(config: dict[str, Any], traced: bool = False) -> None:
     WorkError `unsafe_model` (Lambda, pickled code, functions from anywhere) or `custom_objects`
     (layers that only the author's program knows).
     """
-    # What compiled the model is never loaded, so a custom loss or metric does no harm.
+    # What compiled the model is never loaded, so a custom loss or metric does no harm. What
+    # compiled a model inside it is.
     pending: list[Any] = [{k: v for k, v in config.items() if k != "compile_config"}]
     while pending:
         item = pending.pop()
@@ -193,7 +199,7 @@ def scan_config(config: dict[str, Any], traced: bool = False) -> None:
         elif isinstance(item, dict):
             if isinstance(item.get("class_name"), str):
                 (_scan_traced if traced else _scan_object)(item)
-            pending.extend(value for key, value in item.items() if key != "compile_config")
+            pending.extend(item.values())
 
 
 def _scan_object(item: dict[str, Any]) -> None:
@@ -207,6 +213,13 @@ def _scan_object(item: dict[str, Any]) -> None:
         raise unsafe(
             f"the layer '{title}' is a Lambda layer: it holds Python code, which loading would run"
         )
+    if last in _FOREIGN_CLASSES:
+        raise unsafe(f"the layer '{title}' is a {last}: it runs a program that Keras cannot check")
+    for key in ("vocabulary", "idf_weights"):
+        if isinstance(settings.get(key), str):
+            raise unsafe(
+                f"the layer '{title}' reads its {key} from the file '{settings[key][:100]}'"
+            )
     if class_name in ("TFOpLambda", "SlicingOpLambda"):
         _scan_function(str(settings.get("function", "")), str(title))
     if class_name == "ClassMethod":
@@ -228,6 +241,8 @@ def _scan_object(item: dict[str, Any]) -> None:
         return
     if not isinstance(module, str) or not _KERAS_MODULE.match(module):
         raise _custom(f"{module}.{last}")
+    if not _CLASS_MODULES.match(module):
+        raise unsafe(f"the model names '{last}' of '{module}', which is no part of a model")
 
 
 def _scan_traced(item: dict[str, Any]) -> None:
@@ -289,8 +304,10 @@ def _keras_nodes(folder: Path) -> list[tuple[str, str]]:
 
 
 def _scan_function(function: str, title: str) -> None:
-    head = function.split(".", 1)[0] if "." in function else ""
-    if _TF_BANNED.search(function) or (head and head not in _TF_NAMESPACES):
+    plain = re.sub(r"^compat\.v[12]\.", "", function)
+    head = plain.split(".", 1)[0] if "." in plain else ""
+    told = _TF_BANNED.search(function) or not _TF_FUNCTION.match(function)
+    if told or (head and head not in _TF_NAMESPACES):
         raise unsafe(f"the layer '{title}' calls tf.{function}")
 
 
@@ -300,22 +317,3 @@ def _custom(name: str) -> WorkError:
         f"the model uses '{name}', which is not part of Keras but of the program that saved it",
         EXPORT_HINT,
     )
-
-
-def scan_saved_model(saved_model: Any) -> None:
-    """Refuse a parsed `SavedModel` message whose graphs, or their functions, use files or Python.
-
-    Save and Restore operators stay allowed: every SavedModel has them. Raises `unsafe_model`.
-    """
-    for meta_graph in saved_model.meta_graphs:
-        graph = meta_graph.graph_def
-        bodies = [("the main graph", graph.node)]
-        bodies += [(f"function {f.signature.name}", f.node_def) for f in graph.library.function]
-        for where, nodes in bodies:
-            for node in nodes:
-                printed = node.op == "PrintV2" and b"file:" in node.attr["output_stream"].s
-                if _FILE_OPS.match(node.op) or printed:
-                    raise unsafe(
-                        f"the graph holds a {node.op} operator ('{node.name}' in {where}), which"
-                        " reaches files, the network or Python"
-                    )

@@ -4,7 +4,7 @@ The interpreter follows the file's offsets and indices without looking; one wron
 the process dies. Here every index and length is held against what it points into.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,10 @@ IDENTIFIER = b"TFL3"
 MAX_SUBGRAPHS = 1000
 # 64 GiB of one tensor is no model's; it is a damaged shape.
 MAX_ELEMENTS = 2**34
+# Of a file's parts: a table with its reference, an element of a vector. Names and the like may be
+# shared to some extent.
+_TABLE, _INDEX = 12, 4
+_SHARED_RATIO, _SHARED_FREE_BYTES = 4, 2**20
 REPEAT_HINT = "Upload the file again; check its size and checksum against the original."
 # Custom operators that the LiteRT interpreter brings along.
 KNOWN_CUSTOM = frozenset({"TFLite_Detection_PostProcess"})
@@ -52,6 +56,7 @@ def check_structure(content: bytes) -> Any:
     if len(content) < 16 or content[4:8] != IDENTIFIER:
         raise corrupt("it does not start as a .tflite does")
     try:
+        _check_unpacked_size(content)
         model = schema.ModelT.InitFromPackedBuf(content, 0)
         _check(model, len(content))
     except WorkError:
@@ -60,6 +65,41 @@ def check_structure(content: bytes) -> Any:
         # The reader raises whatever a wild offset leads to: struct, index, type, memory errors.
         raise corrupt(f"it cannot be read ({type(error).__name__}), it may be cut off") from None
     return model
+
+
+def _check_unpacked_size(content: bytes) -> None:
+    """Refuse a file whose parts, each at its own least size, are far more than the file.
+
+    Any number of references may lead to one table, vector or name; read as objects, each becomes
+    a copy. Raises WorkError `corrupt_file`, and whatever a wild offset leads to.
+    """
+    left = _SHARED_FREE_BYTES + _SHARED_RATIO * len(content)
+    for size in _sizes(schema.Model.GetRootAs(content, 0)):
+        left -= size
+        if left < 0:
+            raise corrupt("its parts share their contents, as no converter writes them")
+
+
+def _sizes(model: Any) -> Iterator[int]:
+    """Least bytes of what lies in a model: numbers of tables first, which cost nothing to read."""
+    if model.SubgraphsLength() > MAX_SUBGRAPHS:
+        raise corrupt(f"it holds {model.SubgraphsLength()} graphs")
+    graphs = [model.Subgraphs(index) for index in range(model.SubgraphsLength())]
+    yield _TABLE * (model.BuffersLength() + model.MetadataLength() + model.OperatorCodesLength())
+    for graph in graphs:
+        yield _TABLE * (1 + graph.TensorsLength() + graph.OperatorsLength())
+        yield _INDEX * (graph.InputsLength() + graph.OutputsLength()) + len(graph.Name() or b"")
+    for index in range(model.OperatorCodesLength()):
+        yield len(model.OperatorCodes(index).CustomCode() or b"")
+    for graph in graphs:
+        for index in range(graph.TensorsLength()):
+            tensor = graph.Tensors(index)
+            indices = tensor.ShapeLength() + tensor.ShapeSignatureLength()
+            yield _INDEX * indices + len(tensor.Name() or b"")
+        for index in range(graph.OperatorsLength()):
+            operator = graph.Operators(index)
+            operands = operator.InputsLength() + operator.OutputsLength()
+            yield _INDEX * (operands + operator.IntermediatesLength())
 
 
 def _check(model: Any, size: int) -> None:
