@@ -8,10 +8,14 @@ from typing import Any
 from alembic import command
 from alembic.config import Config
 from sqlalchemy import Connection, Engine, create_engine, event, make_url
+from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 
 from app.config import Settings
 
+# What is raised where the database does not answer, or ended while it was asked.
+AWAY = (OperationalError, InterfaceError, PoolTimeout)
 MIGRATIONS = Path(__file__).resolve().parent.parent / "migrations"
 
 

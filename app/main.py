@@ -14,8 +14,6 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
-from sqlalchemy.exc import InterfaceError, OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 from ulid import ULID
 
@@ -27,7 +25,7 @@ from app.api.models import CatalogRequest
 from app.api.schemas import ProblemDetails
 from app.api.watch import Watcher
 from app.config import Settings
-from app.db import Database
+from app.db import AWAY, Database
 from app.domain.jobs import JobSpec
 from app.errors import FieldError, ServiceError
 from app.logging import configure, request_id
@@ -84,7 +82,7 @@ def create_app(settings: Settings) -> FastAPI:
         )
     app.exception_handler(ServiceError)(_service_error)
     app.exception_handler(RequestValidationError)(_validation_error)
-    for away in (OperationalError, InterfaceError, PoolTimeout):
+    for away in AWAY:
         app.exception_handler(away)(_database_away)
     app.exception_handler(HTTPException)(_http_error)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]

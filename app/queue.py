@@ -22,6 +22,7 @@ from app.tables import TaskRow, new_id, now
 log = logging.getLogger(__name__)
 
 WORK = "litesmith.work"
+LONGEST_BACKOFF_S = 60
 QUEUES = ("inspect", "fast", "train")
 
 
@@ -153,6 +154,11 @@ def claim(session: Session, queue: str, worker: str, lease_s: float) -> Claim | 
         row.request_id,
         row.lost,
     )
+
+
+def backoff(lost: int) -> float:
+    """Seconds until a task that has lost so many attempts is due again."""
+    return float(min(2**lost, LONGEST_BACKOFF_S))
 
 
 def _held(claim: Claim) -> list[Any]:

@@ -46,7 +46,7 @@ def create(settings: Settings, queues: list[str]) -> Celery:
     @signals.worker_shutting_down.connect(weak=False)
     def hand_back(**_: Any) -> None:
         for worker in holder:
-            worker.stopping.set()
+            worker.stop()
 
     @signals.worker_shutdown.connect(weak=False)
     def stop(**_: Any) -> None:

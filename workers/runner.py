@@ -37,6 +37,10 @@ MAX_EVENT_BYTES = 16 * 2**20
 PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV")
 
 
+class Killed(WorkError):
+    """SIGKILL by somebody else, with no sign that it was for want of memory."""
+
+
 class Stopped(Exception):
     """The work was ended from outside: cancelled, or its lease is lost."""
 
@@ -213,16 +217,16 @@ def run(
     """Have `child` do the work laid out in `directory`, and return its `result.json`.
 
     Raises WorkError with what the child said, or with what became of it: `deadline_exceeded`,
-    `out_of_memory`, `child_crashed`, `child_failed`, its last log lines in the problem. What the
-    child said, and the deadline, are `final`. Raises Stopped when `should_stop` said so. The child
+    `out_of_memory` (Killed, where somebody else may have killed it), `child_crashed`,
+    `child_failed`. What the child said, and the deadline, are `final`. Raises Stopped when `should_stop` said so. The child
     is gone afterwards, whatever happened.
     """
+    starved = oom_kills()
     try:
-        child.give(directory)
-        _watch(child, limits, on_event, should_stop)
-        return _outcome(child, directory)
-    except BrokenPipeError:
-        return _outcome(child, directory)
+        with contextlib.suppress(BrokenPipeError):
+            child.give(directory)
+            _watch(child, limits, on_event, should_stop)
+        return _outcome(child, directory, starved)
     finally:
         child.kill()
 
@@ -272,7 +276,18 @@ def _out_of_memory(how: str, limits: Limits) -> WorkError:
     )
 
 
-def _outcome(child: Child, directory: Path) -> dict[str, Any]:
+def oom_kills() -> int:
+    """Processes that the system has killed for want of memory since its start, as far as it says;
+    of the control group, where there is one, else of the machine."""
+    for path in (Path("/sys/fs/cgroup/memory.events"), Path("/proc/vmstat")):
+        with contextlib.suppress(OSError):
+            for line in path.read_text().splitlines():
+                if line.startswith("oom_kill "):
+                    return int(line.split()[1])
+    return 0
+
+
+def _outcome(child: Child, directory: Path, starved: int) -> dict[str, Any]:
     status = child.process.wait()
     error, result = directory / "error.json", directory / "result.json"
     if status == 0 and error.exists():
@@ -282,7 +297,9 @@ def _outcome(child: Child, directory: Path) -> dict[str, Any]:
         loaded: dict[str, Any] = json.loads(result.read_bytes())
         return loaded
     if status in (-signal.SIGKILL, 128 + signal.SIGKILL):
-        raise WorkError(
+        # Python's own MemoryError ends it with a status; a signal may have come from anybody.
+        known = status > 0 or oom_kills() > starved
+        raise (WorkError if known else Killed)(
             "out_of_memory",
             "The process was killed by the system, most likely for want of memory.",
             "Use fewer samples or a smaller model, or run it on a machine with more memory.",
