@@ -181,7 +181,7 @@ def serve(host: Host = None, port: Port = None, data_dir: DataDir = None) -> Non
 @main.command(rich_help_panel=RUN)
 def api(host: Host = None, port: Port = None, data_dir: DataDir = None) -> None:
     """Run the HTTP API alone."""
-    from app.main import serve as serve_api
+    from app.serving import serve as serve_api
 
     serve_api(_settings(host=host, port=port, data_dir=data_dir))
 
@@ -212,9 +212,13 @@ def beat(data_dir: DataDir = None) -> None:
 @main.command(rich_help_panel=RUN)
 def migrate(data_dir: DataDir = None) -> None:
     """Bring the database to this version's schema."""
+    from app.db import DatabaseBusy
     from app.db import migrate as migrate_database
 
-    migrate_database(_settings(data_dir=data_dir))
+    try:
+        migrate_database(_settings(data_dir=data_dir))
+    except DatabaseBusy as error:
+        raise stop(str(error)) from None
     out("the database is at this version's schema")
 
 

@@ -1,4 +1,4 @@
-"""The api process: the FastAPI application and how it is served."""
+"""The FastAPI application; app.serving serves it."""
 
 import logging
 import re
@@ -8,7 +8,6 @@ from contextlib import asynccontextmanager
 from http import HTTPStatus
 from typing import Any
 
-import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
@@ -28,7 +27,7 @@ from app.config import Settings
 from app.db import AWAY, Database
 from app.domain.jobs import JobSpec
 from app.errors import FieldError, ServiceError
-from app.logging import configure, request_id
+from app.logging import request_id
 from app.metrics import REQUEST_COUNT, REQUEST_SECONDS
 from app.queue import Doorbell
 from app.services.advice import AdviseRequest
@@ -219,19 +218,4 @@ def _unexpected(request: Request, error: Exception) -> Response:
         "internal_error",
         "The service failed at this request; nothing was changed.",
         "Report it with the request_id.",
-    )
-
-
-def serve(settings: Settings) -> None:
-    """Serve the api until SIGINT or SIGTERM."""
-    configure(settings, "api")
-    uvicorn.run(
-        create_app(settings),
-        host=settings.host,
-        port=settings.port,
-        log_config=None,
-        access_log=False,
-        timeout_graceful_shutdown=5,
-        loop="uvloop",
-        http="httptools",
     )

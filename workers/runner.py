@@ -218,8 +218,8 @@ def run(
 
     Raises WorkError with what the child said, or with what became of it: `deadline_exceeded`,
     `out_of_memory` (Killed, where somebody else may have killed it), `child_crashed`,
-    `child_failed`. What the child said, and the deadline, are `final`. Raises Stopped when `should_stop` said so. The child
-    is gone afterwards, whatever happened.
+    `child_failed`. What the child said, and the deadline, are `final`. Raises Stopped when
+    `should_stop` said so. The child is gone afterwards, whatever happened.
     """
     starved = oom_kills()
     try:

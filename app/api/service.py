@@ -1,21 +1,28 @@
 """Of the service itself: /healthz, /readyz, /metrics"""
 
+import asyncio
 from collections.abc import Callable
 from datetime import timedelta
 
+from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
-from sqlalchemy import func, select, text
+from sqlalchemy import select, text
 
 from app.api.deps import Parts, TheParts
+from app.db import newest_schema, schema_of
 from app.metrics import render
+from app.queue import QUEUES
 from app.tables import WorkerRow, now
 
 router = APIRouter(tags=["service"])
 
 # A worker says that it lives every few seconds.
 WORKER_SILENCE = timedelta(seconds=15)
+ANSWER_S = 5.0
+# Threads of their own: parts that hang take none of those that answer requests.
+PROBES = CapacityLimiter(20)
 
 
 class Health(BaseModel):
@@ -41,23 +48,50 @@ def _check_database(parts: Parts) -> None:
         session.execute(text("SELECT 1"))
 
 
-def _check_worker(parts: Parts) -> None:
-    with parts.database.read() as session:
-        seen = session.scalar(
-            select(func.count())
-            .select_from(WorkerRow)
-            .where(WorkerRow.seen_at > now() - WORKER_SILENCE)
+def _check_schema(parts: Parts) -> None:
+    at, newest = schema_of(parts.database), newest_schema()
+    if at != newest:
+        raise RuntimeError(
+            f"the database is at revision {at}, this version needs {newest}: run litesmith migrate"
         )
-    if not seen:
-        raise RuntimeError("no worker was heard of lately")
+
+
+def _check_worker(parts: Parts) -> None:
+    lately = WorkerRow.seen_at > now() - WORKER_SILENCE
+    with parts.database.read() as session:
+        served = {name for names in session.scalars(select(WorkerRow.queues).where(lately))
+                  for name in names}  # fmt: skip
+    if deserted := [name for name in QUEUES if name not in served]:
+        raise RuntimeError(f"no worker was heard of lately for: {', '.join(deserted)}")
 
 
 CHECKS: dict[str, Callable[[Parts], None]] = {
     "database": _check_database,
+    "schema": _check_schema,
     "broker": lambda parts: parts.doorbell.check(),
     "storage": lambda parts: parts.storage.check(),
     "worker": _check_worker,
 }
+
+
+def _outcome(name: str, parts: Parts) -> str:
+    try:
+        CHECKS[name](parts)
+    except Exception as error:
+        # Whatever a part fails with is the answer here.
+        return f"{type(error).__name__}: {error}"[:300]
+    return "ok"
+
+
+async def _told(name: str, parts: Parts) -> str:
+    """What is wrong with the part, or "ok". A part that hangs is one that does not answer."""
+    try:
+        async with asyncio.timeout(ANSWER_S):
+            return await to_thread.run_sync(
+                _outcome, name, parts, abandon_on_cancel=True, limiter=PROBES
+            )
+    except TimeoutError:
+        return f"no answer within {ANSWER_S:g} s"
 
 
 @router.head("/readyz", include_in_schema=False)
@@ -67,16 +101,10 @@ CHECKS: dict[str, Callable[[Parts], None]] = {
     response_model=Readiness,
     responses={503: {"model": Readiness, "description": "A part is missing"}},
 )
-def get_readiness(parts: TheParts) -> Response:
+async def get_readiness(parts: TheParts) -> Response:
     """Whether the service can do its work, and if not, which part is missing."""
-    checks = {}
-    for name, check in CHECKS.items():
-        try:
-            check(parts)
-            checks[name] = "ok"
-        except Exception as error:
-            # Whatever a part fails with is the answer here.
-            checks[name] = f"{type(error).__name__}: {error}"[:300]
+    told = await asyncio.gather(*(_told(name, parts) for name in CHECKS))
+    checks = dict(zip(CHECKS, told, strict=True))
     ready = all(value == "ok" for value in checks.values())
     body = Readiness(status="ready" if ready else "not_ready", checks=checks)
     return Response(body.model_dump_json(), 200 if ready else 503, media_type="application/json")
