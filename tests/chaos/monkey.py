@@ -64,7 +64,7 @@ class Followed:
     id: str
     cancelled: bool = False
     events: list[tuple[int, str, Any]] = field(default_factory=list)
-    reconnects: int = 0
+    connections: int = 0
     error: str | None = None
     ended: threading.Event = field(default_factory=threading.Event)
 
@@ -79,7 +79,6 @@ class Followed:
                     self._read(http)
                 except httpx.TransportError:
                     time.sleep(0.1)
-                self.reconnects += 1
         self.ended.set()
 
     def _read(self, http: httpx.Client) -> None:
@@ -89,6 +88,7 @@ class Followed:
             if answer.status_code != 200:
                 time.sleep(0.2)
                 return
+            self.connections += 1
             fields: dict[str, str] = {}
             for line in answer.iter_lines():
                 name, _, value = line.partition(": ")
@@ -255,7 +255,7 @@ def _check_jobs(client: Client, followed: list[Followed], figures: Figures) -> N
         figures.jobs += 1
         figures.cancelled += job["status"] == "cancelled"
         figures.events += len(one.events)
-        figures.reconnects += one.reconnects - 1
+        figures.reconnects += one.connections - 1
         for variant in (job["baseline"], *job["variants"]):
             figures.variants += 1
             assert variant["status"] in expected, variant
