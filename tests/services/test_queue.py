@@ -174,6 +174,20 @@ def test_two_reconcilers_count_a_death_once(database: Database) -> None:
         assert session.scalars(select(TaskRow.lost)).all() == [1]
 
 
+def test_a_lenient_reconciler_leaves_leases_alone(database: Database) -> None:
+    """Of workers that could not renew them while the database was away."""
+    add(database, "a")
+    held = claimed(database)
+    expire(database)
+    assert reconciler.reconcile(database, 3, lenient=True) == []
+    with database.write() as session:
+        queue.renew(session, held, 60)
+
+
+def test_a_task_that_lost_many_attempts_waits_a_minute_at_most() -> None:
+    assert [queue.backoff(lost) for lost in (1, 2, 3, 1000)] == [2, 4, 8, 60]
+
+
 def test_attempts_exhausted_fail_that_variant_alone(database: Database) -> None:
     row = job(database)
     doomed = claimed(database)

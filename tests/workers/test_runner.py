@@ -15,7 +15,7 @@ from running import until
 from app.domain.problems import WorkError
 from app.domain.work import Event
 from workers import runner
-from workers.runner import Child, Kind, Limits, Spares, Stopped
+from workers.runner import Child, Killed, Kind, Limits, Spares, Stopped
 
 ENOUGH = Limits(deadline_s=60, memory_bytes=2**30)
 PROLOGUE = """
@@ -112,6 +112,18 @@ def test_every_end_without_a_result_has_a_code(
     error = failure(made, tmp_path)
     assert (error.code, error.final) == (expected, False)
     assert runner.log_tail(tmp_path) == "the last words"
+
+
+def test_a_signal_of_the_system_for_want_of_memory_is_told_from_any_other(
+    child: type[Behaving], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = "os.kill(os.getpid(), signal.SIGKILL)"
+    assert isinstance(failure(child(code), tmp_path), Killed)
+    counted = iter([3, 4])
+    monkeypatch.setattr(runner, "oom_kills", lambda: next(counted))
+    error = failure(child(code), tmp_path)
+    assert not isinstance(error, Killed)
+    assert error.code == "out_of_memory"
 
 
 def test_a_child_that_was_dead_before_its_work_is_no_hang(
