@@ -1,6 +1,8 @@
 """A whole deployment as processes of its own that may be killed one by one and started again."""
 
+import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -108,6 +110,13 @@ class Deployment:
             return child.cwd().startswith(str(self.folder / "work"))
         except psutil.Error:
             return False
+
+    def freeze(self, worker: str, seconds: float) -> None:
+        """Stop a worker, as a swapping machine does: when it goes on, its leases are another's."""
+        process = self.processes[worker]
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(seconds)
+        process.send_signal(signal.SIGCONT)
 
     def restart_postgres(self) -> bool:
         """SIGKILL of the server: it recovers from its log at the next start."""

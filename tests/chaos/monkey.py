@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from deployment import Deployment
+from deployment import SETTINGS, WORKERS, Deployment
 from running import ENDED, until
 
 # How often each is killed, in parts; a kill that finds nobody alive does not count.
-WEIGHTS = {"child": 4, "worker": 2, "worker2": 2, "api": 2, "beat": 1, "broker": 2, "postgres": 2}
-AT_ONCE = 4
+WEIGHTS = {
+    "child": 4, "worker": 2, "worker2": 2, "api": 2, "beat": 1, "broker": 2, "postgres": 2,
+    "freeze": 2,
+}  # fmt: skip
 PATIENCE_S = 120.0
 END_S = 240.0
 
@@ -107,6 +109,7 @@ class Figures:
     """What a run did and found."""
 
     kills: dict[str, int] = field(default_factory=dict)
+    freezes: int = 0
     jobs: int = 0
     cancelled: int = 0
     variants: int = 0
@@ -123,12 +126,15 @@ class Figures:
 class Workload:
     """Keeps jobs going, of few kinds, some the same as others, some cancelled."""
 
-    def __init__(self, client: Client, choose: random.Random, trained: dict[str, str]) -> None:
+    def __init__(
+        self, client: Client, choose: random.Random, trained: dict[str, str], at_once: int
+    ) -> None:
         self.client = client
         self.jobs: list[Followed] = []
         self._choose = choose
         self._spec: dict[str, str] = {}
         self._trained = trained
+        self._at_once = at_once
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="workload")
         self._error: BaseException | None = None
@@ -149,7 +155,7 @@ class Workload:
     def _run(self) -> None:
         try:
             while not self._stopping.is_set():
-                if sum(not job.ended.is_set() for job in self.jobs) < AT_ONCE:
+                if sum(not job.ended.is_set() for job in self.jobs) < self._at_once:
                     self._submit(len(self.jobs))
                 time.sleep(0.05)
         except BaseException as error:
@@ -185,8 +191,11 @@ class Workload:
         return self._trained | {"variants": [{"name": "trained", "recipe": recipe}]}
 
 
-def kill_at_random(deployment: Deployment, choose: random.Random, kills: int) -> Counter[str]:
-    """That many kills, each at a random moment, each part started again soon after."""
+def kill_at_random(
+    deployment: Deployment, choose: random.Random, kills: int, figures: Figures
+) -> None:
+    """That many kills, each at a random moment, each part started again soon after; and now and
+    then a worker that stands still for longer than its leases."""
     done: Counter[str] = Counter()
     weights = dict(WEIGHTS)
     if deployment.postgres is None:
@@ -196,7 +205,10 @@ def kill_at_random(deployment: Deployment, choose: random.Random, kills: int) ->
         deployment.revive()
         (name,) = choose.choices([*weights], [*weights.values()])
         pick, dead_s = choose.random(), choose.uniform(0.0, 1.0)
-        if name == "child":
+        if name == "freeze":
+            deployment.freeze(WORKERS[int(pick * len(WORKERS))], 1.5 * SETTINGS["lease_s"])
+            figures.freezes += 1
+        elif name == "child":
             done[name] += deployment.kill_child(pick)
         elif name == "postgres":
             done[name] += deployment.restart_postgres()
@@ -205,7 +217,7 @@ def kill_at_random(deployment: Deployment, choose: random.Random, kills: int) ->
             time.sleep(dead_s)
             deployment.start(name)
     deployment.revive()
-    return done
+    figures.kills = dict(done)
 
 
 def run(
@@ -214,15 +226,17 @@ def run(
     kills: int,
     files: tuple[Path, Path],
     trainable: tuple[Path, Path] | None,
+    at_once: int,
 ) -> Figures:
-    """Jobs under kills until that many are done; asserts that nothing was lost or done twice."""
+    """`at_once` jobs under kills until that many are done; asserts that nothing was lost or done twice."""
     choose, started = random.Random(seed), time.monotonic()
     client = Client(deployment.url)
     spec = _uploaded(client, files)
     trained = _uploaded(client, trainable) if trainable else {}
-    work = Workload(client, random.Random(seed + 1), trained)
+    work = Workload(client, random.Random(seed + 1), trained, at_once)
     work.start(spec)
-    figures = Figures(dict(kill_at_random(deployment, choose, kills)))
+    figures = Figures()
+    kill_at_random(deployment, choose, kills, figures)
     work.finish()
     _check_jobs(client, work.jobs, figures)
     figures.answers_503 = client.statuses[503]

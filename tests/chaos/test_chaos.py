@@ -49,8 +49,10 @@ def survive(
     kills: int,
     files: Files,
     trainable: tuple[Path, Path] | None,
+    at_once: int,
 ) -> Figures:
-    figures = monkey.run(deployment, seed, kills, (files.tflite, files.npz), trainable)
+    small = (files.tflite, files.npz)
+    figures = monkey.run(deployment, seed, kills, small, trainable, at_once)
     aftermath.check(deployment.folder, deployment.database_url, figures)
     deployment.stop()
     assert deployment.left_over() == []
@@ -60,8 +62,8 @@ def survive(
 
 
 def test_a_few_kills_lose_nothing(deployment: Deployment, files: Files) -> None:
-    figures = survive(deployment, 0, 6, files, None)
-    assert sum(figures.kills.values()) == 6
+    figures = survive(deployment, 0, 4, files, None, at_once=2)
+    assert sum(figures.kills.values()) == 4
     print(json.dumps(asdict(figures)))
 
 
@@ -75,7 +77,7 @@ def test_no_kill_loses_anything(
     demo_files: tuple[Path, Path],
 ) -> None:
     kind = "sqlite" if deployment.postgres is None else "postgresql"
-    figures = survive(deployment, seed, KILLS, files, demo_files)
+    figures = survive(deployment, seed, KILLS, files, demo_files, at_once=4)
     RESULTS.mkdir(parents=True, exist_ok=True)
     told = {"database": kind, "seed": seed, "load": os.getloadavg()[0], **asdict(figures)}
     (RESULTS / f"{kind}-{seed}.json").write_text(json.dumps(told))
