@@ -228,7 +228,8 @@ def run(
     trainable: tuple[Path, Path] | None,
     at_once: int,
 ) -> Figures:
-    """`at_once` jobs under kills until that many are done; asserts that nothing was lost or done twice."""
+    """`at_once` jobs under kills until that many are done; asserts that nothing was lost or done
+    twice."""
     choose, started = random.Random(seed), time.monotonic()
     client = Client(deployment.url)
     spec = _uploaded(client, files)
