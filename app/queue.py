@@ -14,7 +14,7 @@ from datetime import timedelta
 from typing import Any, cast
 
 from celery import Celery
-from sqlalchemy import CursorResult, delete, event, func, or_, select, update
+from sqlalchemy import CursorResult, Select, delete, event, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from app.tables import TaskRow, new_id, now
@@ -212,9 +212,9 @@ def drop(session: Session, kind: str, subject_ids: Iterable[str]) -> None:
     )
 
 
-def wake(session: Session, kind: str, subject_ids: Iterable[str]) -> None:
+def wake(session: Session, kind: str, subject_ids: Select[str]) -> None:
     """Make postponed tasks due now."""
-    _wake(session, TaskRow.kind == kind, TaskRow.subject_id.in_(list(subject_ids)))
+    _wake(session, TaskRow.kind == kind, TaskRow.subject_id.in_(subject_ids))
 
 
 def wake_busy(session: Session, tenant_id: str) -> None:
