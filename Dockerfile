@@ -37,6 +37,18 @@ USER litesmith
 VOLUME /var/lib/litesmith
 
 FROM base AS worker
+# Google's compiler for the Edge TPU, under terms of its own: https://coral.ai/docs/edgetpu/compiler/.
+# Leave it out by --build-arg EDGETPU_COMPILER=no; on other processors there is none.
+ARG EDGETPU_COMPILER=yes
+USER root
+RUN if [ "$EDGETPU_COMPILER" = yes ] && [ "$(dpkg --print-architecture)" = amd64 ]; then \
+        python -c "from urllib.request import urlretrieve as get; get('https://packages.cloud.google.com/apt/doc/apt-key.gpg', '/usr/share/keyrings/coral-edgetpu.asc')" \
+        && echo "deb [signed-by=/usr/share/keyrings/coral-edgetpu.asc] https://packages.cloud.google.com/apt coral-edgetpu-stable main" \
+            > /etc/apt/sources.list.d/coral-edgetpu.list \
+        && apt-get update && apt-get install -y --no-install-recommends edgetpu-compiler \
+        && rm -rf /var/lib/apt/lists/*; \
+    fi
+USER litesmith
 COPY --from=build-worker /opt/litesmith /opt/litesmith
 # No HEALTHCHECK: a worker that dies is restarted, and whether any is heard of, `/readyz` says.
 CMD ["litesmith", "worker"]

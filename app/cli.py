@@ -82,6 +82,9 @@ def optimize(
         str | None,
         typer.Option(help="Let the advice choose: size, latency, accuracy or balanced."),
     ] = None,
+    target: Annotated[
+        str | None, typer.Option("--target", "-t", help="See `litesmith targets`; cpu by default.")
+    ] = None,
     max_drop: Annotated[
         float | None, typer.Option(help="Budget: accuracy drop, a fraction (0.01 is one point).")
     ] = None,
@@ -90,6 +93,12 @@ def optimize(
     ] = None,
     max_latency_ratio: Annotated[
         float | None, typer.Option(help="Budget: latency, as a part of the baseline's (0.8).")
+    ] = None,
+    max_arena: Annotated[
+        str | None, typer.Option(help="Budget: tensor arena on a microcontroller (100KiB).")
+    ] = None,
+    max_flash: Annotated[
+        str | None, typer.Option(help="Budget: the model in a microcontroller's flash (200KiB).")
     ] = None,
     out_dir: Annotated[
         OptionalPath, typer.Option("--out", "-o", help="Folder for the files and reports.")
@@ -124,11 +133,14 @@ def optimize(
         ("evaluation_dataset", evaluation_data),
         ("seed", seed),
         ("goal", goal),
+        ("target", target),
     ):
         if value is not None:
             body[field] = value
     _set(body, "budgets", max_accuracy_drop=max_drop, max_latency_ratio=max_latency_ratio)
     _set(body, "budgets", max_size_bytes=size_bytes(max_size))
+    _set(body, "budgets", max_arena_bytes=size_bytes(max_arena))
+    _set(body, "budgets", max_flash_bytes=size_bytes(max_flash))
     _set(body, "preprocessing", scale=numbers("scale", scale), offset=numbers("offset", offset))
     _set(body, "preprocessing", resize=height_width(resize))
     _set(body, "evaluation", max_samples=samples)

@@ -44,7 +44,6 @@ def targets(context: typer.Context, as_json: AsJson = False) -> None:
         out(f"{target['id']}: {target['title']}")
         compiler = target.get("compiler")
         for key, value in (
-            ("available", "yes" if target["available"] else f"no. {target['reason']}"),
             ("number formats", target["number_formats"]),
             ("options", target["options"]),
             ("compiler", compiler and f"{compiler['name']}, {_compiler(compiler)}"),

@@ -45,6 +45,7 @@ class Settings(BaseSettings):
     variant_memory_bytes: int = Field(default=8 * GIB, ge=GIB // 2)
     evaluation_time_limit_s: float = Field(default=10, gt=0)
     evaluation_threads: int = Field(default=min(4, os.cpu_count() or 1), ge=1)
+    edgetpu_compiler: str = Field(default="edgetpu_compiler", min_length=1)
     lease_s: float = Field(default=30, gt=1)
     heartbeat_s: float = Field(default=1, gt=0)
     reconcile_s: float = Field(default=2, gt=0)

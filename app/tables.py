@@ -177,7 +177,7 @@ class VariantRow(Owned, Base):
 
 class ArtifactRow(Owned, Base):
     __tablename__ = "artifacts"
-    __table_args__ = (UniqueConstraint("variant_id", "kind"),)
+    __table_args__ = (UniqueConstraint("variant_id", "kind", "file_name"),)
 
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), index=True)
     variant_id: Mapped[str] = mapped_column(ForeignKey("variants.id", ondelete="CASCADE"))

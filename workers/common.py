@@ -1,6 +1,7 @@
 """What the tasks share: limits, sources, progress, delivery, the end of a stopped task."""
 
 import logging
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,13 +13,16 @@ from app.db import AWAY
 from app.domain.formats import ModelFormat
 from app.domain.jobs import TERMINAL, JobSpec, Status
 from app.domain.metrics import Metrics
-from app.domain.work import DataSource, Event, LatencySettings, ModelSource
+from app.domain.recipes import Variant
+from app.domain.targets import PROFILES
+from app.domain.work import DataSource, Event, LatencySettings, ModelSource, TargetWork
 from app.queue import Claim
 from app.services import jobs
 from app.services.tasks import lock_job
 from app.storage import Stored
-from app.tables import StepRow, VariantRow
+from app.tables import JobRow, StepRow, VariantRow
 from workers import steps
+from workers.compilers import EDGETPU
 from workers.plan import Plan, Source
 from workers.runner import Limits
 from workers.worker import Lease, Worker
@@ -54,7 +58,33 @@ def limits(worker: Worker, spec: JobSpec | None, *, training: bool = False) -> L
 
 def model_source(plan: Plan) -> ModelSource:
     """`in/model`: the model as it came, or a checkpoint of it, which has the same format."""
-    return ModelSource(file="in/model", format=plan.model_format, input_shapes=plan.input_shapes)
+    return ModelSource(
+        file="in/model",
+        format=plan.model_format,
+        input_shapes=plan.input_shapes,
+        fixed_batch=plan.fixed_batch,
+    )
+
+
+def plan_of(worker: Worker, job: JobRow) -> Plan:
+    """A prepared job's plan, as this worker is equipped."""
+    plan = Plan.model_validate(job.plan)
+    return plan.model_copy(update={"compilers": worker.compilers})
+
+
+def target_work(worker: Worker, plan: Plan, asked: Variant) -> TargetWork | None:
+    """What is to be made for the job's target; None where that is the .tflite alone."""
+    if PROFILES[plan.target].compiler is None:
+        return None
+    version = worker.compilers.get(EDGETPU)
+    executable = shutil.which(worker.settings.edgetpu_compiler) if version else None
+    return TargetWork(
+        id=plan.target,
+        options=plan.target_options,
+        executable=executable,
+        version=version,
+        c_name=plan.c_name(asked),
+    )
 
 
 def data_source(source: Source | None, name: str, plan: Plan) -> DataSource | None:
@@ -156,6 +186,10 @@ def deliver(
         if kind in step.files:
             gzip_size, file = step.data["gzip_sizes"][kind], steps.file_of(step, kind)
             jobs.add_artifact(session, row, kind, f"{name}{suffix}", file, gzip_size)
+    for made in step.data.get("target_files", []):
+        file_name = made["file_name"] or f"{name}{made['suffix']}"
+        gzip_size, file = step.data["gzip_sizes"][made["path"]], steps.file_of(step, made["path"])
+        jobs.add_artifact(session, row, made["kind"], file_name, file, gzip_size)
     training = []
     for number, stage in enumerate(step.data["training"]):
         now = number in trained_now

@@ -5,14 +5,16 @@ from collections.abc import Sequence
 from importlib import metadata
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from app.domain.fingerprint import fingerprint
 from app.domain.formats import DatasetFormat, ModelFormat
 from app.domain.jobs import JobSpec
+from app.domain.micro import identifier
 from app.domain.options import CalibrationOptions
 from app.domain.recipes import CALIBRATED, Training, Variant
 from app.domain.splits import Part
+from app.domain.targets import PROFILES, TargetId, family
 from app.domain.work import (
     EvaluationSettings,
     LatencySettings,
@@ -59,7 +61,11 @@ class Plan(BaseModel):
     evaluation_settings: EvaluationSettings
     latency: LatencySettings
     training_settings: TrainingSettings = TrainingSettings()
+    target: TargetId = "cpu"
+    target_options: dict[str, Any] = {}
     seed: int
+    # Name -> version of what the worker at work has for targets; each worker sets its own.
+    compilers: dict[str, str] = Field(default={}, exclude=True)
 
     @property
     def stem(self) -> str:
@@ -68,7 +74,31 @@ class Plan(BaseModel):
         return "".join(c if c.isalnum() or c in "-_" else "_" for c in stem)[:60] or "model"
 
     def convert_key(self) -> str:
-        return convert_key(self.model_sha256, self.model_format, self.input_shapes)
+        return convert_key(
+            self.model_sha256, self.model_format, self.input_shapes, fixed_batch=self.fixed_batch
+        )
+
+    @property
+    def fixed_batch(self) -> bool:
+        return PROFILES[self.target].fixed_batch
+
+    def c_name(self, variant: Variant) -> str:
+        """What the C array of a variant is called, and its files: the source names its header."""
+        return identifier(f"{self.stem}_{variant.name}")
+
+    def _target(self, variant: Variant) -> dict[str, Any] | None:
+        """What of the target determines a variant beside its .tflite."""
+        compiler = PROFILES[self.target].compiler
+        if compiler is None:
+            return None
+        is_micro = family(self.target) == "microcontroller"
+        return {
+            "id": self.target,
+            "options": self.target_options,
+            "compiler": compiler.name,
+            "version": self.compilers.get(compiler.name),
+            "c_name": self.c_name(variant) if is_micro else None,
+        }
 
     def _read(self, source: Source | None) -> dict[str, Any] | None:
         if source is None:
@@ -127,6 +157,7 @@ class Plan(BaseModel):
             recipe=[step.model_dump(mode="json") for step in variant.recipe],
             calibration=self._read(self.calibration_for(variant)),
             trained=self.train_key(variant.training) if variant.needs_training else None,
+            target=self._target(variant),
             tools=tools(),
         )
 
@@ -148,6 +179,8 @@ class Plan(BaseModel):
             "sha256": sha256,
             "model": {"sha256": self.model_sha256, "format": self.model_format},
             "input_shapes": self.input_shapes,
+            "fixed_batch": self.fixed_batch,
+            "target": self._target(variant) or {"id": self.target},
             "recipe": [step.model_dump(mode="json") for step in variant.recipe],
             "training": training if variant.needs_training else None,
             "calibration": self._read(self.calibration_for(variant)),
@@ -159,9 +192,16 @@ class Plan(BaseModel):
         }
 
 
-def convert_key(sha256: str, format_: str, input_shapes: dict[str, list[int]]) -> str:
+def convert_key(
+    sha256: str, format_: str, input_shapes: dict[str, list[int]], *, fixed_batch: bool = False
+) -> str:
     return fingerprint(
-        "convert", model=sha256, format=format_, input_shapes=input_shapes, tools=tools()
+        "convert",
+        model=sha256,
+        format=format_,
+        input_shapes=input_shapes,
+        fixed_batch=fixed_batch,
+        tools=tools(),
     )
 
 
@@ -220,5 +260,7 @@ def settle(
         training_settings=TrainingSettings(
             distill=spec.training.distill, metric=lesson_metric, seed=spec.seed
         ),
+        target=spec.target,
+        target_options=spec.target_options,
         seed=spec.seed,
     )

@@ -31,6 +31,7 @@ from workers.common import (
     latency,
     limits,
     model_source,
+    plan_of,
     progress,
     succeed,
 )
@@ -96,7 +97,7 @@ def _plan(worker: Worker, session: Session, claim: Claim, job: JobRow) -> Plan |
     )
     job.plan = plan.model_dump(mode="json")
     jobs.start(session, job)
-    return plan
+    return plan_of(worker, job)
 
 
 def _open_variants(job: JobRow) -> list[Variant]:

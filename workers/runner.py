@@ -112,8 +112,13 @@ class Child:
 
     def kill(self) -> None:
         """End the process and all that it started. Safe to call twice."""
+        # Compilers have process groups of their own.
+        descendants = self._family()[1:]
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
+        for process in descendants:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
         self.process.wait()
         if self.process.stdin is not None:
             # What a child that died early never read is flushed once more here.
@@ -123,18 +128,21 @@ class Child:
 
     def memory_bytes(self) -> int:
         """Resident memory of the process and its descendants."""
-        try:
-            root = psutil.Process(self.process.pid)
-            family = [root, *root.children(recursive=True)]
-        except psutil.NoSuchProcess:
-            return 0
         total = 0
-        for member in family:
+        for member in self._family():
             try:
                 total += member.memory_info().rss
             except psutil.NoSuchProcess:
                 continue
         return total
+
+    def _family(self) -> list[psutil.Process]:
+        """The process and its descendants; none where it is gone."""
+        try:
+            root = psutil.Process(self.process.pid)
+            return [root, *root.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            return []
 
 
 class Spares:

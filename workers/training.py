@@ -163,7 +163,7 @@ def _make_stage(
         tensorflow=True,
         limits=limits(worker, spec, training=True),
         outputs=_outputs,
-        gzipped=("checkpoint",),
+        gzipped=lambda name: name == "checkpoint",
     )
     data = _told(step.technique, made)
     with worker.writing() as session:

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from typing import Any
 
 from app import queue
 from app.domain.jobs import TERMINAL, JobSpec, Status
@@ -21,7 +22,9 @@ from workers.common import (
     latency,
     limits,
     model_source,
+    plan_of,
     progress,
+    target_work,
 )
 from workers.plan import Plan, calibration_options
 from workers.training import StageFailed, Trained
@@ -39,7 +42,7 @@ def variant(worker: Worker, lease: Lease) -> None:
         if job is None or row is None or row.status in TERMINAL:
             queue.finish(session, claim)
             return
-        plan, spec = Plan.model_validate(job.plan), JobSpec.model_validate(job.spec)
+        plan, spec = plan_of(worker, job), JobSpec.model_validate(job.spec)
         asked = jobs.variant_of(row)
         key = plan.variant_key(asked)
         standing = steps.acquire(session, claim, key, "variant")
@@ -123,6 +126,7 @@ def _make_variant(
             "calibration_data": data_source(calibration, "calibration", plan),
             "evaluation_data": data_source(plan.evaluation, "evaluation", plan),
             "model": model_source(plan) if asked.needs_tensorflow else None,
+            "target": target_work(worker, plan, asked),
             "evaluation": plan.evaluation_settings,
             "latency": latency(worker, plan),
         }
@@ -136,9 +140,16 @@ def _make_variant(
         ),
         tensorflow=asked.needs_tensorflow,
         limits=limits(worker, spec),
-        outputs=lambda result: {"tflite": VARIANT_FILE},
+        outputs=_outputs,
+        # That of the .tflite is among its metrics.
+        gzipped=lambda name: name != "tflite",
     )
     _keep_variant(worker, claim, plan, asked, made, trained)
+
+
+def _outputs(result: dict[str, Any]) -> dict[str, str]:
+    """Which of the child's files to keep: those for a target under their path."""
+    return {"tflite": VARIANT_FILE} | {f["path"]: f["path"] for f in result["target_files"]}
 
 
 def _keep_variant(
@@ -149,7 +160,7 @@ def _keep_variant(
     manifest = plan.manifest(asked, files["tflite"].sha256, result["tools"], stages)
     text = json.dumps(manifest, indent=2, sort_keys=True).encode()
     files["manifest"] = store_bytes(worker.storage, text)
-    gzip_sizes = {
+    gzip_sizes = made.gzip_sizes | {
         "tflite": result["metrics"]["gzip_size_bytes"],
         "manifest": len(gzip.compress(text, 9, mtime=0)),
     }
@@ -165,6 +176,7 @@ def _keep_variant(
         "tools": result["tools"],
         "seconds": made.seconds,
         "training": trained.told if trained else [],
+        "target_files": result["target_files"],
         "gzip_sizes": gzip_sizes,
     }
     with worker.writing() as session:

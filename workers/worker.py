@@ -10,7 +10,7 @@ import tempfile
 import threading
 import time
 import zlib
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +38,7 @@ from app.queue import Claim, Doorbell, LeaseLost
 from app.services import tasks as abandoned
 from app.storage import CHUNK, Storage, Stored, open_storage, store_file
 from app.tables import WorkerRow, new_id, now
-from workers import runner
+from workers import compilers, runner
 from workers.runner import Killed, Kind, Limits, Spares, Stopped
 
 log = logging.getLogger(__name__)
@@ -149,6 +149,7 @@ class Worker:
             "tensorflow": settings.tensorflow_spares,
         }
         self.spares = Spares(wanted)
+        self.compilers = compilers.installed(settings.edgetpu_compiler)
         # Set at the first signal to end: nothing more is claimed.
         self.stopping = threading.Event()
         # Set when the time to drain is up: what still runs is stopped and given back.
@@ -284,7 +285,7 @@ class Worker:
         while True:
             try:
                 with self.database.write() as session:
-                    details = {"spares": self.spares.counts()}
+                    details = {"spares": self.spares.counts(), "compilers": self.compilers}
                     session.merge(
                         WorkerRow(id=self.id, queues=self.queues, details=details, seen_at=now())
                     )
@@ -320,12 +321,12 @@ class Worker:
         tensorflow: bool,
         limits: Limits,
         outputs: Callable[[dict[str, Any]], dict[str, str]],
-        gzipped: Collection[str] = (),
+        gzipped: Callable[[str], bool] = lambda name: False,
     ) -> Made:
         """Have a child do `work`, and store what it made.
 
         `inputs`: file name below `in/` -> digest. `outputs` tells from the result which files to
-        keep: name -> path; of those that `gzipped` names the compressed size is told. Raises
+        keep: name -> path; of those that are `gzipped` the compressed size is told. Raises
         WorkError, with the log's tail, Stopped and LeaseLost.
         """
         started = time.perf_counter()
@@ -352,7 +353,7 @@ class Worker:
                 raise
             kept = {name: directory / path for name, path in outputs(result).items()}
             files = {name: store_file(self.storage, path) for name, path in kept.items()}
-            sizes = {name: _gzip_size(path) for name, path in kept.items() if name in gzipped}
+            sizes = {name: _gzip_size(path) for name, path in kept.items() if gzipped(name)}
             self._await_database(lease)
             return Made(result, files, sizes, round(time.perf_counter() - started, 3))
         finally:

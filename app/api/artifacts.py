@@ -6,7 +6,7 @@ from app.api.content import stream_object
 from app.api.deps import Tenant, TheParts, one
 from app.api.models import BYTES
 from app.api.schemas import ArtifactRead
-from app.tables import ArtifactRow
+from app.tables import ArtifactRow, VariantRow
 
 router = APIRouter(prefix="/v1/artifacts", tags=["artifacts"])
 
@@ -14,7 +14,8 @@ router = APIRouter(prefix="/v1/artifacts", tags=["artifacts"])
 @router.get("/{id}", operation_id="get_artifact", name="get_artifact")
 def get_artifact(parts: TheParts, tenant: Tenant, id: str) -> ArtifactRead:
     with parts.database.read() as session:
-        return ArtifactRead.of(one(session, ArtifactRow, tenant, "artifact", id))
+        row = one(session, ArtifactRow, tenant, "artifact", id)
+        return ArtifactRead.of(row, session.get_one(VariantRow, row.variant_id))
 
 
 @router.head("/{id}/content", include_in_schema=False)

@@ -1,5 +1,6 @@
 """What is known, and what it advises: /v1/techniques, /v1/targets, /v1/catalog, /v1/advise"""
 
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -10,10 +11,11 @@ from app.api.deps import Tenant, TheParts
 from app.api.spec import from_json, json_body
 from app.domain.advise import Advice
 from app.domain.catalog import CATALOG, CatalogModel
-from app.domain.targets import PROFILES, TargetProfile
+from app.domain.targets import PROFILES, Compiler, TargetProfile
 from app.domain.techniques import TECHNIQUES, Technique
 from app.services import advice
 from app.services.advice import AdviseRequest
+from app.services.workers import compilers_seen
 
 router = APIRouter(prefix="/v1", tags=["knowledge"])
 
@@ -37,9 +39,19 @@ def list_techniques() -> Techniques:
 
 
 @router.get("/targets", operation_id="list_targets")
-def list_targets() -> Targets:
+def list_targets(parts: TheParts) -> Targets:
     """Each target: recipes it takes, options it needs, what is measured, its compiler."""
-    return Targets(items=list(PROFILES.values()))
+    with parts.database.read() as session:
+        installed = compilers_seen(session)
+    return Targets(items=[_equipped(profile, installed) for profile in PROFILES.values()])
+
+
+def _equipped(profile: TargetProfile, installed: Mapping[str, str]) -> TargetProfile:
+    if profile.compiler is None:
+        return profile
+    version = installed.get(profile.compiler.name)
+    told = Compiler(name=profile.compiler.name, installed=version is not None, version=version)
+    return profile.model_copy(update={"compiler": told})
 
 
 @router.get("/catalog", operation_id="list_catalog")

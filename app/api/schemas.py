@@ -6,9 +6,11 @@ from typing import Any, Generic, Literal, TypeVar
 from pydantic import BaseModel
 
 from app.domain.budgets import Verdict
-from app.domain.edgetpu import EdgeTpuAdvice, EdgeTpuMemory, EdgeTpuOp
+from app.domain.edgetpu import EdgeTpuAdvice, EdgeTpuFigures, EdgeTpuMemory, EdgeTpuOp
+from app.domain.ethos_u import EthosUReport
 from app.domain.jobs import Status
 from app.domain.metrics import Metrics
+from app.domain.micro import MicroReport
 from app.domain.problems import Note, Problem
 from app.domain.work import EpochFigures, FeatureFact, SplitFact, TensorFact
 from app.errors import FieldError
@@ -104,7 +106,13 @@ def _upload(row: ModelRow | DatasetRow) -> dict[str, Any]:
     return {name: getattr(row, name) for name in names}
 
 
+# Kind of artifact -> which of its variant's metrics are its own.
+METRICS_OF_KIND = {"edgetpu_tflite": "edgetpu", "ethos_u_tflite": "ethos_u", "c_array": "micro"}
+
+
 class ArtifactRead(BaseModel):
+    """`metrics`: what the compiler or runtime of the job's target told of this file."""
+
     id: str
     job: str
     variant: str
@@ -113,10 +121,13 @@ class ArtifactRead(BaseModel):
     sha256: str
     size_bytes: int
     gzip_size_bytes: int
+    metrics: EdgeTpuFigures | EthosUReport | MicroReport | None
     created_at: datetime
 
     @staticmethod
-    def of(row: ArtifactRow) -> "ArtifactRead":
+    def of(row: ArtifactRow, variant: VariantRow) -> "ArtifactRead":
+        metrics = Metrics.model_validate(variant.metrics) if variant.metrics else None
+        told = getattr(metrics, METRICS_OF_KIND.get(row.kind, ""), None)
         return ArtifactRead(
             id=row.id,
             job=row.job_id,
@@ -126,6 +137,7 @@ class ArtifactRead(BaseModel):
             sha256=row.sha256,
             size_bytes=row.size_bytes,
             gzip_size_bytes=row.gzip_size_bytes,
+            metrics=told,
             created_at=row.created_at,
         )
 
@@ -200,7 +212,7 @@ class VariantRead(BaseModel):
             metrics=Metrics.model_validate(row.metrics) if row.metrics else None,
             notes=[Note.model_validate(note) for note in row.notes],
             training=[TrainedStage.model_validate(stage) for stage in row.training],
-            artifacts=[ArtifactRead.of(artifact) for artifact in row.artifacts],
+            artifacts=[ArtifactRead.of(artifact, row) for artifact in row.artifacts],
             error=Problem.model_validate(row.error) if row.error else None,
             cached=row.cached,
             seconds=row.seconds,

@@ -2,24 +2,21 @@
 
 import asyncio
 from collections.abc import Callable
-from datetime import timedelta
 
 from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
-from sqlalchemy import select, text
+from sqlalchemy import text
 
 from app.api.deps import Parts, TheParts
 from app.db import newest_schema, schema_of
 from app.metrics import render
 from app.queue import QUEUES
-from app.tables import WorkerRow, now
+from app.services.workers import workers_seen
 
 router = APIRouter(tags=["service"])
 
-# A worker says that it lives every few seconds.
-WORKER_SILENCE = timedelta(seconds=15)
 ANSWER_S = 5.0
 # Threads of their own: parts that hang take none of those that answer requests.
 PROBES = CapacityLimiter(20)
@@ -57,10 +54,8 @@ def _check_schema(parts: Parts) -> None:
 
 
 def _check_worker(parts: Parts) -> None:
-    lately = WorkerRow.seen_at > now() - WORKER_SILENCE
     with parts.database.read() as session:
-        served = {name for names in session.scalars(select(WorkerRow.queues).where(lately))
-                  for name in names}  # fmt: skip
+        served = {name for worker in workers_seen(session) for name in worker.queues}
     if deserted := [name for name in QUEUES if name not in served]:
         raise RuntimeError(f"no worker was heard of lately for: {', '.join(deserted)}")
 

@@ -3,13 +3,13 @@ what is known of the model. Pure rules: what is asked for, looked up and written
 """
 
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from app.domain.expectations import Expected, Range, expected
 from app.domain.recipes import CALIBRATED, TRAINED, all_recipes, number_format
-from app.domain.targets import PROFILES, TargetId, TargetProfile
+from app.domain.targets import PROFILES, TargetId
 
 Goal = Literal["size", "latency", "accuracy", "balanced"]
 Cause = Literal["calibration_data", "training_data", "trainable_model", "target", "goal", "limit"]
@@ -57,12 +57,12 @@ class Situation(BaseModel):
 
 
 class Recommended(BaseModel):
-    """`variant` is what to put into a job's `variants`. The score orders the recipes of one answer
-    and means nothing beside that."""
+    """`variant` is what to put into a job's `variants`: a job sets the options that its target
+    needs. The score orders the recipes of one answer and means nothing beside that."""
 
     recipe: str
     name: str
-    variant: str | dict[str, Any]
+    variant: str
     rank: int
     score: float
     reasons: list[str]
@@ -225,7 +225,7 @@ def _ranked(recipes: list[str], situation: Situation) -> list[Recommended]:
         Recommended(
             recipe=recipe,
             name=recipe,
-            variant=_variant(recipe, PROFILES[situation.target]),
+            variant=recipe,
             rank=rank,
             score=scores[recipe],
             reasons=list(_reasons(recipe, situation)),
@@ -322,15 +322,6 @@ def _needs(recipe: str) -> Iterable[str]:
         yield f"about {ENOUGH_TO_CALIBRATE} unlabelled samples to calibrate with"
 
 
-def _variant(recipe: str, profile: TargetProfile) -> str | dict[str, Any]:
-    """The recipe as a job takes it, with the options that the target needs."""
-    techniques = recipe.split("+")
-    if not any(technique in profile.options for technique in techniques):
-        return recipe
-    steps = [{"technique": name, **profile.options.get(name, {})} for name in techniques]
-    return {"name": recipe, "recipe": steps}
-
-
 _ASKED_FOR: dict[Cause, str] = {
     "calibration_data": f"About {ENOUGH_TO_CALIBRATE} representative samples, labels not needed.",
     "training_data": f"Samples to train on, {FEW_TO_TRAIN} or more; labels help.",
@@ -374,9 +365,6 @@ def _missing(against: dict[str, list[Reason]], situation: Situation) -> list[Mis
 
 def _notes(situation: Situation) -> list[str]:
     notes = []
-    profile = PROFILES[situation.target]
-    if not profile.available:
-        notes.append(f"{profile.title}: {profile.reason}")
     if situation.target == "gpu":
         notes.append("No latency is told for a GPU: none is measured here.")
     if situation.limits.max_accuracy_drop is not None and not situation.labelled:

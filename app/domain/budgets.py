@@ -22,11 +22,15 @@ class Budgets(BaseModel):
     max_latency_ratio: float | None = Field(default=None, gt=0)
     max_latency_ms: float | None = Field(default=None, gt=0)
     max_peak_memory_bytes: int | None = Field(default=None, ge=1)
+    max_arena_bytes: int | None = Field(default=None, ge=1)
+    max_flash_bytes: int | None = Field(default=None, ge=1)
 
 
 # Budgets that need labelled evaluation data, and those that need any.
 NEED_LABELS = ("max_accuracy_drop", "min_accuracy")
 NEED_DATA = (*NEED_LABELS, "min_agreement")
+# Those that are measured for microcontrollers only.
+MICRO = ("max_arena_bytes", "max_flash_bytes")
 
 
 def _p50(metrics: Metrics) -> float | None:
@@ -43,6 +47,8 @@ _MEASURED: dict[str, Callable[[Metrics], float | None]] = {
     "max_latency_ratio": lambda m: m.latency_ratio,
     "max_latency_ms": _p50,
     "max_peak_memory_bytes": lambda m: m.peak_memory_bytes,
+    "max_arena_bytes": lambda m: m.arena_bytes,
+    "max_flash_bytes": lambda m: m.flash_bytes,
 }
 
 

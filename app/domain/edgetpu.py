@@ -90,11 +90,14 @@ class EdgeTpuAnalysis(BaseModel):
 class CompileOptions(BaseModel):
     """Options of edgetpu_compiler; https://coral.ai/docs/edgetpu/compiler/#usage."""
 
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
     min_runtime_version: int | None = Field(default=None, ge=10, le=14)
     num_segments: int | None = Field(default=None, ge=1, le=16)
     multiple_subgraphs: bool = False
     search_delegate: bool = False
     delegate_search_step: int | None = Field(default=None, ge=1)
+    timeout_s: float = Field(default=300, gt=0, le=3600, description="Of each of two runs at most.")
 
 
 class CompilerRow(BaseModel):
@@ -129,3 +132,14 @@ class CompilerReport(BaseModel):
     segments: list["CompilerReport"] = Field(
         default=[], description="One report a segment, where the model was cut into several."
     )
+
+
+class EdgeTpuFigures(BaseModel):
+    """What becomes of a variant on the Edge TPU. `mapped` and `cpu` count operators, by the
+    compiler where it ran (`compiler` is what it reported), else by the prediction."""
+
+    mapped: int | None
+    cpu: int | None
+    measured_by: Literal["compiler", "prediction"]
+    compiler: CompilerReport | None = None
+    analysis: EdgeTpuAnalysis

@@ -79,6 +79,7 @@ class EthosUOptions(BaseModel):
         le=2**32,
         description="Bytes of fast memory that the compiler may fill; else the memory mode's.",
     )
+    timeout_s: float = Field(default=300, gt=0, le=3600, description="Of the compiler's run.")
 
 
 class CpuOperator(BaseModel):

@@ -3,12 +3,12 @@
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from app.domain.advise import Goal
 from app.domain.budgets import Budgets
 from app.domain.recipes import TechniqueId
-from app.domain.targets import Target, unavailable
+from app.domain.targets import TargetId, options_of
 from app.domain.work import Preprocessing
 
 
@@ -116,7 +116,10 @@ class JobSpec(BaseModel):
     goal: Goal | None = Field(
         default=None, description='What "auto" aims at; balanced where it is not given.'
     )
-    target: Target = "cpu"
+    target: TargetId = "cpu"
+    target_options: dict[str, Any] = Field(
+        default={}, description="Of the target's compiler; GET /v1/targets has their schema."
+    )
     evaluation: EvaluationRequest = EvaluationRequest()
     latency: LatencyRequest = LatencyRequest()
     training: TrainingRequest = TrainingRequest()
@@ -131,12 +134,14 @@ class JobSpec(BaseModel):
     priority: Literal["low", "normal", "high"] = "normal"
     seed: int = Field(default=0, ge=0, le=2**31 - 1)
 
-    @field_validator("target", mode="before")
+    @field_validator("target_options")
     @classmethod
-    def _target_is_available(cls, target: object) -> object:
-        if (reason := unavailable(target)) is not None:
-            raise ValueError(reason)
-        return target
+    def _options_are_the_targets(
+        cls, given: dict[str, Any], info: ValidationInfo
+    ) -> dict[str, Any]:
+        if "target" in info.data:
+            options_of(info.data["target"], given)
+        return given
 
     def requested(self) -> list[Any]:
         """The variants as plain values, as parse_variant takes them; none of "auto"."""

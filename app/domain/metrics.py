@@ -2,6 +2,10 @@
 
 from pydantic import BaseModel, Field
 
+from app.domain.edgetpu import EdgeTpuFigures
+from app.domain.ethos_u import EthosUReport
+from app.domain.micro import MicroReport
+
 
 class Latency(BaseModel):
     """Warm invocation times of one interpreter, in milliseconds, interleaved with the baseline."""
@@ -67,3 +71,11 @@ class Metrics(BaseModel):
     weight_dtypes: list[str] = []
     input_dtype: str | None = None
     output_dtype: str | None = None
+
+    arena_bytes: int | None = Field(
+        default=None, description="Tensor arena under TensorFlow Lite Micro."
+    )
+    flash_bytes: int | None = Field(default=None, description="The model as a C array.")
+    edgetpu: EdgeTpuFigures | None = None
+    ethos_u: EthosUReport | None = None
+    micro: MicroReport | None = None

@@ -1,5 +1,7 @@
 """Microcontrollers: what a .tflite file needs under TensorFlow Lite Micro (TFLM)."""
 
+import re
+
 from pydantic import BaseModel, Field
 
 from app.domain.problems import Note
@@ -130,7 +132,8 @@ class MicroReport(BaseModel):
     tensors and scratch of an inference. All are None where it does not run there.
     `steps_apart`: the largest distance of an output from that of LiteRT's reference kernels, in
     quantization steps of the output (1e-4 of its range where it is computed in float). `agrees`
-    is at most one step. Both are None where nothing could be compared.
+    is at most one step, of 8 bits where the output has 16. Both are None where nothing could be
+    compared.
     """
 
     runs: bool
@@ -149,3 +152,12 @@ class MicroReport(BaseModel):
     agrees: bool | None = None
     tflm_version: str
     notes: list[Note] = []
+
+
+def identifier(name: str) -> str:
+    """A name that C takes, without what the language keeps for itself (leading and double
+    underscores); its suffixes keep it apart from keywords."""
+    found = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")[:60].rstrip("_")
+    if not found:
+        return "model"
+    return f"model_{found}" if found[0].isdigit() else found

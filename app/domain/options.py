@@ -59,6 +59,10 @@ class LayerOptions(LayerPatterns):
 
 
 Granularity = Literal["per_channel", "per_tensor"]
+DenseGranularity = Annotated[
+    Granularity,
+    Field(description="Of fully connected layers, where other kernels are per_channel."),
+]
 
 
 class Float16Options(LayerOptions):
@@ -83,6 +87,7 @@ class IntegerOptions(LayerOptions):
     """Options shared by the recipes that need calibration."""
 
     granularity: Granularity = "per_channel"
+    dense_granularity: DenseGranularity = "per_channel"
     calibration: CalibrationOptions = CalibrationOptions()
     bias_correction: Literal["auto", "on", "off"] = Field(
         default="auto",
@@ -199,6 +204,7 @@ class ClusterOptions(TrainOptions):
 class QatOptions(TrainOptions):
     """The default 8-bit scheme: int8 weights (symmetric, per channel) and activations."""
 
+    dense_granularity: DenseGranularity = "per_channel"
     epochs: int = Field(default=3, ge=1, le=1000)
     learning_rate: float = Field(default=1e-4, gt=0, le=10)
     calibration: CalibrationOptions = Field(

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from app.domain.target_text import target_texts
+
 HEADINGS = (
     "Variant",
     "Size",
@@ -71,6 +73,7 @@ def details(job: Json) -> list[tuple[str, str]]:
             texts.append((_words(code), _sentence(str(note.get("message") or code))))
         for stage in subject.get("training") or []:
             texts.append((f"{stage.get('technique')} training", training_text(stage)))
+        texts += target_texts(subject.get("metrics") or {})
         if ((subject.get("metrics") or {}).get("latency_ms") or {}).get("contended"):
             texts.append(CONTENDED)
         for entry in dict.fromkeys(texts):

@@ -1,16 +1,17 @@
 """What is known of each target: the recipes it takes, with which options, and what is measured.
 
-`GET /v1/targets` shows it; a job names one of those that are available.
+`GET /v1/targets` shows it; a job names one of them.
 """
 
 from typing import Any, Literal, get_args
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
+from app.domain.edgetpu import CompileOptions
+from app.domain.ethos_u import EthosUOptions
 from app.domain.problems import Note
-from app.domain.recipes import Variant, all_recipes, number_format
+from app.domain.recipes import InvalidRecipe, Step, Variant, all_recipes, number_format
 
-Target = Literal["cpu", "gpu"]
 TargetId = Literal[
     "cpu",
     "gpu",
@@ -28,46 +29,49 @@ TargetId = Literal[
     "ethos-u85-2048",
     "microcontroller",
 ]
-AVAILABLE: tuple[str, ...] = get_args(Target)
+TARGET_NOTE = "target_gpu"
 
 # https://ai.google.dev/edge/litert/performance/gpu: float16 and float32 natively, 8-bit by
 # converting on the fly; 16-bit integer activations are left to the CPU.
 _GPU_NOTES = {
     "int16x8": "the GPU delegate runs no int16 activations: this file runs on the CPU there",
     "dynamic_range": "the GPU delegate computes in float: only the file gets smaller there",
+    "float32": "the GPU computes in float16: end the recipe in float16 for half the file and the"
+    " same speed there",
 }
 
 
-def target_notes(variant: Variant, target: Target) -> list[Note]:
+def target_notes(variant: Variant, target: TargetId) -> list[Note]:
     """What the target makes of the variant, where that is not what the recipe suggests."""
-    if target != "gpu":
+    numbers = number_format("+".join(variant.techniques))
+    if target != "gpu" or numbers not in _GPU_NOTES:
         return []
-    return [
-        Note(code="target_gpu", message=_GPU_NOTES[technique])
-        for technique in variant.techniques
-        if technique in _GPU_NOTES
-    ]
+    return [Note(code=TARGET_NOTE, message=_GPU_NOTES[numbers])]
 
 
 class Compiler(BaseModel):
-    """The program that makes a target's own file from the .tflite."""
+    """The program that makes a target's own file of the .tflite, or runs it as the target would.
+    `installed` and `version` are those of the workers that are seen."""
 
     name: str
-    installed: bool
-    version: str | None
+    installed: bool = False
+    version: str | None = None
 
 
 class TargetProfile(BaseModel):
     """One target. `number_formats` are those that it runs, `recipes` all that end in one of them;
-    `options` are set on the techniques named, for this hardware takes them no other way."""
+    `options` are set on the techniques named, for this hardware takes them no other way; with
+    `fixed_batch` open batch sizes become 1. `target_options` is the JSON Schema of what a job may
+    set for the compiler, `artifacts` what a variant gets beside its .tflite."""
 
     id: TargetId
     title: str
-    available: bool
-    reason: str | None = None
     number_formats: list[str]
     recipes: list[str]
     options: dict[str, dict[str, Any]] = {}
+    fixed_batch: bool = False
+    target_options: dict[str, Any] = {}
+    artifacts: list[str] = []
     metrics: list[str]
     compiler: Compiler | None = None
     notes: list[str] = []
@@ -86,10 +90,8 @@ _MEASURED = [
     "integer_only",
 ]
 _INTEGER = {"integer_only": True}
-_NO_COMPILER = (
-    "This version does not compile for it. Make the files with target 'cpu' and the options that"
-    " GET /v1/targets names, and compile them yourself."
-)
+# Of the Edge TPU's compiler: dense layers with weights per channel are too new for it.
+_EDGETPU = _INTEGER | {"dense_granularity": "per_tensor"}
 
 
 def _recipes(formats: list[str]) -> list[str]:
@@ -97,29 +99,46 @@ def _recipes(formats: list[str]) -> list[str]:
 
 
 def _profile(id_: TargetId, number_formats: list[str], **facts: Any) -> TargetProfile:
+    options = OPTIONS.get(family(id_))
     return TargetProfile(
         id=id_,
-        available=id_ in AVAILABLE,
         number_formats=number_formats,
         recipes=_recipes(number_formats),
         metrics=_MEASURED + facts.pop("more_metrics", []),
+        target_options=options.model_json_schema() if options else {},
         **facts,
     )
 
 
+def family(target: str) -> str:
+    """The kind of hardware: "ethos-u" for all of these, else the target itself."""
+    return "ethos-u" if target.startswith("ethos-u") else target
+
+
+# Kind of hardware -> the options of its compiler.
+OPTIONS: dict[str, type[CompileOptions | EthosUOptions]] = {
+    "edgetpu": CompileOptions,
+    "ethos-u": EthosUOptions,
+}
+
+
 def _ethos_u(id_: TargetId) -> TargetProfile:
-    family, macs = id_.removeprefix("ethos-").rsplit("-", 1)
+    series, macs = id_.removeprefix("ethos-").rsplit("-", 1)
     return _profile(
         id_,
         ["int8", "int16x8", "qat"],
-        title=f"Arm Ethos-{family.upper()} NPU with {macs} MACs a cycle",
-        reason=_NO_COMPILER,
+        title=f"Arm Ethos-{series.upper()} NPU with {macs} MACs a cycle",
         options={"int8": _INTEGER, "int16x8": _INTEGER, "qat": _INTEGER},
-        compiler=Compiler(name="ethos-u-vela", installed=False, version=None),
+        fixed_batch=True,
+        artifacts=["ethos_u_tflite", "compiler_log"],
+        more_metrics=["ethos_u"],
+        compiler=Compiler(name="ethos-u-vela"),
         notes=[
             "Operators that the NPU lacks run on the Cortex-M or Cortex-A beside it.",
             "The compiler packs zeros and repeated weights: prune and cluster save memory and"
             " bandwidth there.",
+            "Cycles, times and memory are the compiler's estimates; accuracy and latency_ms are"
+            " measured on the .tflite, on the worker's CPU.",
         ],
         source="https://pypi.org/project/ethos-u-vela/",
     )
@@ -152,13 +171,17 @@ PROFILES: dict[str, TargetProfile] = {
             "edgetpu",
             ["int8", "qat"],
             title="Coral Edge TPU",
-            reason=_NO_COMPILER,
-            options={"int8": _INTEGER, "qat": _INTEGER},
-            compiler=Compiler(name="edgetpu_compiler", installed=False, version=None),
+            options={"int8": _EDGETPU, "qat": _EDGETPU},
+            fixed_batch=True,
+            artifacts=["edgetpu_tflite", "compiler_log"],
+            more_metrics=["edgetpu"],
+            compiler=Compiler(name="edgetpu_compiler"),
             notes=[
-                "Sizes must be fixed: give `input_shapes` with a batch of 1.",
+                "Where no worker has the compiler, the mapping is predicted, and the .tflite is"
+                " what there is.",
                 "Only the part before the first operator that it lacks is mapped; the rest runs"
                 " on the CPU.",
+                "Accuracy and latency_ms are measured on the .tflite, on the worker's CPU.",
             ],
             source="https://coral.ai/docs/edgetpu/models-intro/",
         ),
@@ -167,19 +190,66 @@ PROFILES: dict[str, TargetProfile] = {
             "microcontroller",
             ["float32", "int8", "int16x8", "qat"],
             title="Microcontroller by TensorFlow Lite Micro",
-            reason="This version makes no C array and measures no arena of TensorFlow Lite Micro."
-            " Make the files with target 'cpu' and the options that GET /v1/targets names.",
             options={"int8": _INTEGER, "int16x8": _INTEGER, "qat": _INTEGER},
-            notes=["Its kernels take float32 or integer operators, not a mix in one operator."],
+            fixed_batch=True,
+            artifacts=["c_array"],
+            more_metrics=["arena_bytes", "flash_bytes", "micro"],
+            compiler=Compiler(name="tflite-micro"),
+            notes=[
+                "Its kernels take float32 or integer operators, not a mix in one operator.",
+                "latency_ms is measured on the worker's CPU, and says nothing of the device.",
+            ],
             source="https://ai.google.dev/edge/litert/microcontrollers/overview",
         ),
     )
 }
 
 
-def unavailable(target: object) -> str | None:
-    """Why a job cannot have this target, where it is one that is known."""
-    profile = PROFILES.get(target) if isinstance(target, str) else None
-    if profile is None or profile.available:
+def fitted(variant: Variant, target: TargetId) -> Variant:
+    """The variant with the options that the target needs set.
+
+    Raises InvalidRecipe where the target does not run what the recipe makes, or an option that was
+    given rules out one that it needs.
+    """
+    profile = PROFILES[target]
+    recipe = "+".join(variant.techniques)
+    # A file that a GPU does not run, its delegate leaves to the CPU: noted, not refused.
+    if target != "gpu" and number_format(recipe) not in profile.number_formats:
+        formats = ", ".join(profile.number_formats)
+        raise InvalidRecipe(
+            f"target '{target}' ({profile.title}) does not run what '{recipe}' makes; it takes"
+            f" recipes that end in one of: {formats}. GET /v1/targets lists them"
+        )
+    steps = [_fitted_step(step, profile) for step in variant.recipe]
+    return variant.model_copy(update={"recipe": steps})
+
+
+def _fitted_step(step: Step, profile: TargetProfile) -> Step:
+    options = profile.options.get(step.technique, {})
+    for name, needed in options.items():
+        if name in step.model_fields_set and getattr(step, name) != needed:
+            raise InvalidRecipe(
+                f"target '{profile.id}' needs {step.technique} with {name} {needed!r}; leave"
+                f" {name} away"
+            )
+    for name in ("input_type", "output_type"):
+        if options.get("integer_only") and getattr(step, name) == "float32":
+            raise InvalidRecipe(
+                f"target '{profile.id}' takes integers only, so {name} cannot be 'float32'"
+            )
+    return step.model_copy(update=options)
+
+
+def options_of(target: TargetId, given: dict[str, Any]) -> CompileOptions | EthosUOptions | None:
+    """A job's options of the target's compiler; None where it has none. Raises ValueError."""
+    options = OPTIONS.get(family(target))
+    if options is None:
+        if given:
+            raise ValueError(f"target '{target}' has no options")
         return None
-    return f"'{target}' is known, but not available: {profile.reason} Available: cpu, gpu"
+    try:
+        return options.model_validate(given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{where}: {first['msg']}") from None

@@ -6,7 +6,7 @@ pipe, and ends by writing `result.json` (the `Result` of its work) or `error.jso
 File names in this contract are relative to the directory.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -17,6 +17,7 @@ from app.domain.options import CalibrationOptions
 from app.domain.problems import Note, Problem
 from app.domain.recipes import Step, Training
 from app.domain.splits import Part
+from app.domain.targets import TargetId
 
 FLOAT_MODEL = "out/float32.tflite"
 BASELINE_OUTPUTS = "out/baseline_outputs.npz"
@@ -105,6 +106,8 @@ class ModelSource(Strict):
     format: ModelFormat
     # Input name -> full shape with batch, for sizes that the model leaves open.
     input_shapes: dict[str, list[int]] = {}
+    # Whether open batch sizes become 1 when it is converted, rather than stay open.
+    fixed_batch: bool = False
 
 
 class EvaluationSettings(Strict):
@@ -223,6 +226,17 @@ class EpochFigures(Strict):
     seconds: float
 
 
+class TargetWork(Strict):
+    """What a target needs beside the .tflite. `executable`: the Edge TPU's compiler, where this
+    worker has it, of release `version`; `c_name`: what a C array is called."""
+
+    id: TargetId
+    options: dict[str, Any] = {}
+    executable: str | None = None
+    version: str | None = None
+    c_name: str = "model"
+
+
 class VariantWork(Strict):
     """Make one variant from the float32 .tflite, verify it and measure it.
 
@@ -243,6 +257,7 @@ class VariantWork(Strict):
     calibration_data: DataSource | None = None  # for bias correction and engine "converter"
     evaluation_data: DataSource | None = None
     model: ModelSource | None = None  # for engine "converter" and sparse encoding
+    target: TargetWork | None = None
     evaluation: EvaluationSettings = EvaluationSettings()
     latency: LatencySettings = LatencySettings()
 
@@ -302,8 +317,19 @@ class TrainResult(Strict):
     tools: dict[str, str] = {}
 
 
+class TargetFile(Strict):
+    """A file made for a target: an artifact of that `kind`, named after the variant with `suffix`
+    at its end, or `file_name` where its content depends on the name."""
+
+    kind: Literal["edgetpu_tflite", "ethos_u_tflite", "c_array", "compiler_log"]
+    path: str
+    suffix: str
+    file_name: str | None = None
+
+
 class VariantResult(Strict):
     file: str = VARIANT_FILE
+    target_files: list[TargetFile] = []
     metrics: Metrics
     notes: list[Note] = []
     tools: dict[str, str] = {}

@@ -12,7 +12,7 @@ from app.domain.jobs import ACTIVE, PRIORITIES, TERMINAL, JobSpec, Status
 from app.domain.metrics import Metrics
 from app.domain.problems import Note, Problem
 from app.domain.recipes import Variant
-from app.domain.targets import target_notes
+from app.domain.targets import TARGET_NOTE, target_notes
 from app.domain.work import TrainingProgress
 from app.errors import ServiceError, invalid, not_found
 from app.services import advice, planning
@@ -299,7 +299,7 @@ def retry(session: Session, job: JobRow) -> None:
     planning.check(spec, planning.parse_variants(spec), files)
     for row in again:
         row.status, row.progress, row.error, row.stage = Status.queued, 0.0, None, None
-        row.notes = [note for note in row.notes if note["code"] in ("target_gpu", ADVISED)]
+        row.notes = [note for note in row.notes if note["code"] in (TARGET_NOTE, ADVISED)]
         emit_variant(session, row)
     job.status, job.error, job.verdict = Status.queued, None, None
     job.finished_at = None

@@ -10,10 +10,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from app.domain.budgets import NEED_DATA, NEED_LABELS
+from app.domain.budgets import MICRO, NEED_DATA, NEED_LABELS
 from app.domain.jobs import JobSpec
 from app.domain.recipes import InvalidRecipe, Variant, parse_variant
 from app.domain.splits import Role, plan_splits
+from app.domain.targets import fitted
 from app.domain.work import DatasetFacts, ModelFacts, Preprocessing
 from app.errors import FieldError, ServiceError, invalid
 from app.tables import DatasetRow, ModelRow, Upload
@@ -40,7 +41,8 @@ class Files:
 
 
 def parse_variants(spec: JobSpec) -> list[Variant]:
-    """The requested variants; none of "auto", which the advice is still to resolve.
+    """The requested variants, with the options that the target needs; none of "auto", which the
+    advice is still to resolve.
 
     Raises ServiceError 422 `invalid_recipe` or `duplicate_variant`.
     """
@@ -48,7 +50,7 @@ def parse_variants(spec: JobSpec) -> list[Variant]:
     for index, value in enumerate(spec.requested()):
         field = f"variants.{index}"
         try:
-            variant = parse_variant(value, spec.training.options())
+            variant = fitted(parse_variant(value, spec.training.options()), spec.target)
         except InvalidRecipe as error:
             raise invalid("invalid_recipe", field, str(error)) from None
         except ValidationError as error:
@@ -214,6 +216,14 @@ def _check_training_data(
 
 def _check_budgets(spec: JobSpec, variants: list[Variant], files: Files) -> None:
     given = files.datasets.keys()
+    for budget in MICRO:
+        if getattr(spec.budgets, budget) is not None and spec.target != "microcontroller":
+            raise invalid(
+                "budget_not_measured",
+                f"budgets.{budget}",
+                f"is measured for microcontrollers only, and the target is '{spec.target}'",
+                "Ask for the target 'microcontroller'; for others there is max_peak_memory_bytes.",
+            )
     for budget in NEED_DATA:
         if getattr(spec.budgets, budget) is None:
             continue

@@ -50,6 +50,12 @@ _CSV_METRICS = (
     "parameters",
     "sparsity",
     "integer_only",
+    "arena_bytes",
+    "flash_bytes",
+    "edgetpu_ops_mapped",
+    "edgetpu_ops_cpu",
+    "ethos_u_inference_ms",
+    "ethos_u_sram_bytes",
 )
 
 
@@ -313,8 +319,14 @@ def _flatten(value: Any) -> str:
 def _flat(metrics: Json) -> dict[str, Any]:
     interval = metrics.get("accuracy_drop_ci95") or (None, None)
     latency: Json = metrics.get("latency_ms") or {}
+    edgetpu: Json = metrics.get("edgetpu") or {}
+    ethos_u: Json = metrics.get("ethos_u") or {}
     return {
         **metrics,
+        "edgetpu_ops_mapped": edgetpu.get("mapped"),
+        "edgetpu_ops_cpu": edgetpu.get("cpu"),
+        "ethos_u_inference_ms": ethos_u.get("inference_ms"),
+        "ethos_u_sram_bytes": ethos_u.get("sram_bytes"),
         "accuracy_drop_ci95_low": interval[0],
         "accuracy_drop_ci95_high": interval[1],
         **{f"latency_{key}_ms": latency.get(key) for key in ("p50", "p90", "p99")},

@@ -1,12 +1,12 @@
 """lists and counts that stay as fast with many rows
 
-Revision: 0009, after 0004
+Revision: 0009, after 0005
 """
 
 from alembic import op
 
 revision = "0009"
-down_revision = "0004"
+down_revision = "0005"
 branch_labels = None
 depends_on = None
 

@@ -33,7 +33,7 @@ def _tasks(database: Database) -> int:
 
 def _check_rows(database: Database) -> None:
     with database.read() as session:
-        by = (ArtifactRow.variant_id, ArtifactRow.kind)
+        by = (ArtifactRow.variant_id, ArtifactRow.kind, ArtifactRow.file_name)
         twice = select(*by).group_by(*by).having(func.count() > 1)
         assert session.execute(twice).all() == []
         counted = select(EventRow.job_id, func.count(), func.max(EventRow.seq))

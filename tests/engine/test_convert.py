@@ -13,6 +13,7 @@ from app.domain.recipes import DynamicRange, Float16, Int8, Int16x8
 from app.domain.work import ModelSource
 from tests.engine import keras_models as models
 from tests.engine import tiny
+from tests.engine.helpers import weights
 from workers.engine import convert, inspect_tflite, loaders, verify
 from workers.engine.names import plain
 from workers.engine.samples import Array, Samples, silent
@@ -111,6 +112,28 @@ def test_saved_models_compute_the_same(tmp_path: Path, route: str) -> None:
     np.testing.assert_allclose(found, np.asarray(expected), atol=1e-4)
 
 
+def test_a_fixed_batch_leaves_no_size_open(tmp_path: Path) -> None:
+    def reshaped(keras: Any) -> Any:
+        inputs = keras.Input((4, 6), name="x")
+        y = keras.layers.Reshape((6, 4))(inputs)
+        return keras.Model(inputs, keras.layers.Dense(3)(y))
+
+    path = tmp_path / "m.keras"
+    model = models.save_keras(reshaped(models.keras3), path)
+    fixed = source(path).model_copy(update={"fixed_batch": True})
+    content = convert.to_float_tflite(fixed, tmp_path, silent)
+    graph = inspect_tflite.parse(content).main
+    assert {op.name for op in graph.ops} <= {"RESHAPE", "FULLY_CONNECTED"}
+    assert all(-1 not in tensor.signature for tensor in graph.tensors)
+    x = values(1, 4, 6)
+    np.testing.assert_allclose(run(content, x)[0], np.asarray(model(x)), atol=1e-4)
+    # A .tflite that leaves its batch open is closed without TensorFlow.
+    (tmp_path / "m.tflite").write_bytes(converted(path))
+    given = source(tmp_path / "m.tflite").model_copy(update={"fixed_batch": True})
+    closed = inspect_tflite.parse(convert.to_float_tflite(given, tmp_path, silent)).main
+    assert [closed.tensors[i].signature for i in closed.inputs] == [(1, 4, 6)]
+
+
 @pytest.mark.parametrize("format", ["keras", "h5", "zip"])
 def test_open_sizes_are_fixed_from_the_spec(tmp_path: Path, format: str) -> None:
     path = tmp_path / f"m.{format}"
@@ -192,6 +215,10 @@ def test_the_converters_own_quantizer(tmp_path: Path, format: str) -> None:
     assert made(Int8(input_type="uint8", integer_only=True))[0] is np.uint8
     assert made(Int8(input_type="float32", granularity="per_tensor"))[0] is np.float32
     assert made(Int16x8())[0] is np.int16
+    dense = made(Int8(dense_granularity="per_tensor"))[1]
+    (kernel,) = weights(dense, "FULLY_CONNECTED")
+    assert len(kernel.quantization.scale) == 1
+    assert len(weights(dense, "CONV_2D")[0].quantization.scale) == 4
 
 
 def test_a_waiting_process_can_be_warmed_up() -> None:

@@ -160,6 +160,25 @@ def test_every_kind_of_kernel_is_rounded_for_each_output_channel() -> None:
         np.testing.assert_allclose(rounded, kernel.numpy(), atol=float(scale.max()) * 0.51)
 
 
+def test_dense_layers_are_rounded_as_a_whole_where_asked() -> None:
+    places = qat._places(
+        twin.build(kernels_of_all_kinds(KERAS2)).model, Qat(dense_granularity="per_tensor")
+    )
+    assert {name: place.per_tensor for name, place in places.items()} == {
+        "up": False,
+        "depthwise": False,
+        "separable": False,
+        "out": True,
+    }
+    kernel = tf.constant(np.random.default_rng(0).normal(size=(20, 3)), tf.float32)
+    rounded = qat._PerTensor()(kernel, False, {}).numpy()
+    scale = float(np.abs(kernel.numpy()).max()) / 127
+    np.testing.assert_allclose(rounded / scale, np.rint(rounded / scale), atol=1e-3)
+    np.testing.assert_allclose(rounded, kernel.numpy(), atol=scale * 0.51)
+    _, _, ranges, notes = run(kernels_of_all_kinds, dense_granularity="per_tensor")
+    assert (set(ranges), notes) == ({"up", "depthwise", "separable"}, [])
+
+
 def test_excluded_layers_stay_float_and_are_not_named() -> None:
     _, _, ranges, notes = run(residual, KERAS3, exclude=["two", "add", "relu"])
     assert notes == []

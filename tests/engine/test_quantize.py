@@ -104,6 +104,15 @@ def test_per_tensor_weights_have_one_scale_and_per_channel_ones_many(made):
         assert [len(weight.quantization.scale) for weight in many] == [16, 16, 32]
 
 
+@pytest.mark.parametrize("technique", ["int8", "int16x8"])
+def test_dense_layers_alone_can_be_per_tensor(technique, made, digits):
+    content = made(technique, dense_granularity="per_tensor").content
+    (dense,) = weights(content, "FULLY_CONNECTED")
+    assert len(dense.quantization.scale) == 1
+    assert [len(w.quantization.scale) for w in weights(content, "CONV_2D")] == [16, 16, 32]
+    assert accuracy(content, digits) > 0.9
+
+
 @pytest.mark.parametrize("technique", ["float16", "dynamic_range", "int8", "int16x8"])
 def test_an_excluded_layer_stays_float(made, technique, digits):
     result = made(technique, exclude=["down/"])

@@ -9,7 +9,7 @@ from test_planning import dataset, model, spec
 from app.db import Database
 from app.domain.advise import Goal
 from app.domain.jobs import JobSpec
-from app.domain.targets import Target
+from app.domain.targets import TargetId
 from app.errors import ServiceError
 from app.services import advice, planning
 from app.services.advice import AdviseRequest
@@ -66,7 +66,7 @@ def datasets() -> dict[str, dict[str, DatasetRow]]:
 def test_auto_resolves_to_what_a_job_accepts(kind: str, data: str) -> None:
     files = Files(models()[kind], datasets()[data])
     checked = set()
-    for target, goal, distill in product(get_args(Target), get_args(Goal), ("auto", "off")):
+    for target, goal, distill in product(get_args(TargetId), get_args(Goal), ("auto", "off")):
         fields = {"target": target, "training": {"distill": distill}}
         asked = auto(goal=goal, **fields)
         advised = advice.rules.advise(advice.situation_of_job(asked, files)).recommended
@@ -76,6 +76,11 @@ def test_auto_resolves_to_what_a_job_accepts(kind: str, data: str) -> None:
                 checked.add((one.recipe, distill))
                 job = spec(one.variant, **fields)
                 planning.check(job, planning.parse_variants(job), files)
+        if not advised:
+            # Such as on NPUs, which run integers only, where there is nothing to calibrate with.
+            with pytest.raises(ServiceError, match="no recipe fits"):
+                advice.resolve(asked, files)
+            continue
         chosen = advice.resolve(asked, files)
         assert chosen == advised[:3]
         together = spec(*(one.variant for one in chosen), **fields)

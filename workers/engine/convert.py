@@ -36,7 +36,8 @@ _OPEN_BATCH_FAILURES = ("TensorList", "element_shape", "dynamic")
 def to_float_tflite(source: ModelSource, directory: Path, emit: Emit) -> bytes:
     """The float32 .tflite of a model; a .tflite is returned as it is, without TensorFlow.
 
-    The batch axis stays open where the model leaves it open (default 1). Raises WorkError
+    The batch axis stays open where the model leaves it open (default 1), unless the source asks
+    for a fixed one. Raises WorkError
     `dynamic_shape`, `conversion_failed`, `unsupported_ops`, and all that `loaders.load` raises.
     """
     emit("convert", 0.0, "loading the model")
@@ -47,7 +48,7 @@ def convert(model: LoadedModel, emit: Emit) -> bytes:
     """`to_float_tflite` for a model that is loaded already."""
     if model.content is not None:
         shapes = _fixed_inputs(model)
-        if any(-1 in fact.shape[1:] for fact in model.facts.inputs):
+        if shapes != [fact.shape for fact in model.facts.inputs]:
             return tfl.with_sizes(model.content, shapes)
         return model.content
     emit("convert", 0.3, "converting to float32 .tflite")
@@ -131,6 +132,8 @@ def _configure(
         converter._experimental_disable_per_channel = True
     if not isinstance(step, Int8 | Int16x8):
         return
+    if step.dense_granularity == "per_tensor":
+        converter._experimental_disable_per_channel_quantization_for_dense_layers = True
     assert samples is not None
     wide = tf.lite.OpsSet.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8
     integer = tf.lite.OpsSet.TFLITE_BUILTINS_INT8 if step.technique == "int8" else wide
@@ -179,6 +182,8 @@ def _fixed_inputs(model: LoadedModel) -> list[list[int]]:
         shape = list(fact.shape)
         if name is not None:
             shape = _merge(fact, given[name])
+        if model.source.fixed_batch and shape and shape[0] == -1:
+            shape = [1, *shape[1:]]
         if -1 in shape[1:]:
             raise WorkError(
                 "dynamic_shape",

@@ -302,6 +302,7 @@ def with_sizes(content: bytes, shapes: list[list[int]]) -> bytes:
     graph's order; the batch axis may stay open, -1). Raises WorkError `dynamic_shape`."""
     model = read(content)
     graph = single_subgraph(model)
+    any_open = any(shape and shape[0] == -1 for shape in shapes)
     try:
         interpreter = open_interpreter(content, 1, "preserve")
         for index, shape in zip(graph.inputs, shapes, strict=True):
@@ -316,7 +317,8 @@ def with_sizes(content: bytes, shapes: list[list[int]]) -> bytes:
     details = {int(detail["index"]): detail for detail in interpreter.get_tensor_details()}
     for index, tensor in enumerate(graph.tensors):
         if constant(model, tensor) is None and index in details:
-            open_batch = tensor.shapeSignature is not None and tensor.shapeSignature[0] == -1
+            signature = tensor.shapeSignature
+            open_batch = any_open and signature is not None and signature[0] == -1
             tensor.shape = [int(n) for n in details[index]["shape"]]
             tensor.shapeSignature = [-1, *tensor.shape[1:]] if open_batch else None
     return write(model)

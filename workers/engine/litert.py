@@ -88,6 +88,7 @@ def quantize_static(
     qsvs: dict[str, dict[str, Any]],
     activation_bits: int,
     granularity: Granularity,
+    dense_granularity: Granularity,
     excluded: list[str],
     float_input: bool,
     float_output: bool,
@@ -95,10 +96,11 @@ def quantize_static(
     """8-bit weights and integer activations by ranges, given by tensor name."""
     tool = _open(content)
 
-    def static(scope: str, operation: Any) -> None:
-        tool.add_static_config(scope, operation, activation_bits, 8, _GRANULARITY[granularity])
+    def static(scope: str, operation: Any, kernels: Granularity = granularity) -> None:
+        tool.add_static_config(scope, operation, activation_bits, 8, _GRANULARITY[kernels])
 
     static(_EVERY, _NAMES.ALL_SUPPORTED)
+    static(_EVERY, _NAMES.FULLY_CONNECTED, dense_granularity)
     _exclude(tool, excluded)
     # Last, as an exclusion by the name of an output's tensor finds the virtual OUTPUT as well.
     for operation, stays_float in ((_NAMES.INPUT, float_input), (_NAMES.OUTPUT, float_output)):

@@ -45,11 +45,13 @@ from workers.engine.names import find
 from workers.engine.progress import as_stage, by_stage, rising, within
 from workers.engine.samples import Emit, Samples
 from workers.engine.targets import edgetpu
+from workers.engine.targets.build import Built, build
 from workers.engine.tidy import tidy
 
 _TOOLS = ("ai-edge-litert", "litert-quantizer", "numpy")
 _CALIBRATION_THREADS = 2
 _ANALYSIS_LIMIT = 8 * 2**20
+_TARGET_SAMPLES = 20
 
 
 def run(work: Work, directory: Path, emit: Emit) -> BaseModel:
@@ -212,6 +214,12 @@ def variant(work: VariantWork, directory: Path, emit: Emit) -> VariantResult:
     notes += [note for note in verified if note.code not in {known.code for known in notes}]
     _write(directory, contract.VARIANT_FILE, content)
 
+    built = Built()
+    if work.target is not None:
+        emit("compile", 0.42, None)
+        few = given.read(0, min(_TARGET_SAMPLES, given.count)) if given is not None else None
+        built = build(content, work.target, few or None, directory)
+
     emit("evaluate", 0.45, None)
     reference = None
     if work.baseline_outputs is not None:
@@ -227,9 +235,14 @@ def variant(work: VariantWork, directory: Path, emit: Emit) -> VariantResult:
         by_stage(emit, {"evaluate": (0.45, 0.85), "latency": (0.85, 1.0)}),
     )
     emit("latency", 1.0, None)
-    notes += found + effects.size_note(work.recipe, metrics)
+    notes += found + effects.size_note(work.recipe, metrics) + built.notes
     converted = effects.is_sparse(work.recipe) or _by_converter(work.recipe[-1])
-    return VariantResult(metrics=metrics, notes=_unique(notes), tools=tools(tensorflow=converted))
+    return VariantResult(
+        target_files=built.files,
+        metrics=metrics.model_copy(update=built.figures),
+        notes=_unique(notes),
+        tools=tools(tensorflow=converted) | built.tools,
+    )
 
 
 def tools(tensorflow: bool) -> dict[str, str]:

@@ -40,10 +40,11 @@ def quantize_static(
     ranges.check(model)
     tfl.name_uniquely(model)
     excluded, notes = litert.excluded(model, step.exclude)
-    # What training fakes is always per channel.
+    # What training fakes is per channel, but for dense layers.
     granularity: Granularity = "per_channel" if isinstance(step, Qat) else step.granularity
+    dense = granularity if granularity == "per_tensor" else step.dense_granularity
     qsvs = _qsvs(model, graph, ranges)
-    qsvs.update(_weights_for_biases(model, graph, ranges, granularity, activation_bits))
+    qsvs.update(_weights_for_biases(model, graph, ranges, granularity, dense, activation_bits))
     named = tfl.write(model)
     request.emit("quantize", 0.0, None)
     content = litert.quantize_static(
@@ -51,6 +52,7 @@ def quantize_static(
         qsvs,
         activation_bits,
         granularity,
+        dense,
         excluded,
         float_input=step.input_type == "float32",
         float_output=step.output_type == "float32",
@@ -103,7 +105,7 @@ def _qsvs(model: Any, graph: Any, ranges: Ranges) -> dict[str, dict[str, Any]]:
 
 
 def _weights_for_biases(
-    model: Any, graph: Any, ranges: Ranges, granularity: str, activation_bits: int
+    model: Any, graph: Any, ranges: Ranges, granularity: str, dense: str, activation_bits: int
 ) -> dict[str, dict[str, Any]]:
     """Wider ranges for weights whose scale would push the bias out of its type.
 
@@ -133,7 +135,7 @@ def _weights_for_biases(
         if np.all(needed <= largest):
             continue
         bound = np.maximum(largest, needed)
-        if granularity == "per_tensor":
+        if (dense if name == "FULLY_CONNECTED" else granularity) == "per_tensor":
             bound = np.broadcast_to(bound.max(), (1,) * weight.ndim)
         else:
             bound = np.expand_dims(bound, others)

@@ -7,12 +7,14 @@ import pytest
 from app.domain.edgetpu import CompileOptions
 from app.domain.problems import WorkError
 from tests.engine.targets.models import single
+from workers import compilers
 from workers.engine.targets import edgetpu_compiler
 
 MODEL = single("LOGISTIC")
 FAKE = Path(__file__).with_name("fake_edgetpu_compiler.py")
 # Long enough never to end a run that ends by itself.
 PATIENCE = 120.0
+VERSION = "16.0.384591198"
 
 
 @pytest.fixture
@@ -36,8 +38,9 @@ def work(tmp_path):
     return folder
 
 
-def compile_with(executable, work, options=None, timeout=PATIENCE):
-    return edgetpu_compiler.compile(MODEL, options or CompileOptions(), work, executable, timeout)
+def compile_with(executable, work, version=VERSION, **options):
+    given = CompileOptions(**{"timeout_s": PATIENCE, **options})
+    return edgetpu_compiler.compile(MODEL, given, work, str(executable), version)
 
 
 def calls(tmp_path):
@@ -58,18 +61,19 @@ def test_a_compiled_file_with_its_log(fake, work):
 
 
 def test_options_reach_the_program(fake, work, tmp_path):
-    options = CompileOptions(
+    compile_with(
+        fake("success"),
+        work,
         min_runtime_version=13,
         multiple_subgraphs=True,
         search_delegate=True,
         delegate_search_step=4,
     )
-    compile_with(fake("success"), work, options)
     assert calls(tmp_path)[0].startswith(f"-s -m 13 -a -d -k 4 -t {PATIENCE:.0f} -o ")
 
 
 def test_segments(fake, work):
-    compiled = compile_with(fake("success"), work, CompileOptions(num_segments=11))
+    compiled = compile_with(fake("success"), work, num_segments=11)
     assert [path.name for path in compiled.files] == [
         f"model_segment_{index}_of_11_edgetpu.tflite" for index in range(11)
     ]
@@ -79,10 +83,10 @@ def test_segments(fake, work):
 
 def test_an_older_release(fake, work, tmp_path):
     executable = fake("release_15")
-    compile_with(executable, work)
+    compile_with(executable, work, "15.0.340273435")
     assert " -t " not in calls(tmp_path)[0]
     with pytest.raises(WorkError) as error:
-        compile_with(executable, work, CompileOptions(search_delegate=True))
+        compile_with(executable, work, "15.0.340273435", search_delegate=True)
     assert error.value.code == "option_unsupported"
 
 
@@ -128,7 +132,7 @@ def test_what_it_printed_last_comes_along(fake, work):
 
 def test_a_hanging_program_is_stopped_with_its_children(fake, work, tmp_path):
     with pytest.raises(WorkError) as error:
-        compile_with(fake("hang"), work, timeout=3.0)
+        compile_with(fake("hang"), work, timeout_s=3.0)
     assert error.value.code == "compiler_timeout"
     child = tmp_path / "child"
     if child.exists():  # a slow machine may stop it before it has one
@@ -149,10 +153,16 @@ def test_no_compiler_installed(work):
     assert error.value.code == "compiler_not_installed"
 
 
-def test_another_program_under_its_name(fake, work):
-    with pytest.raises(WorkError) as error:
-        compile_with(fake("other_program"), work)
-    assert error.value.code == "compiler_output_unreadable"
+def test_the_compiler_is_found_by_its_version(fake, tmp_path, monkeypatch):
+    executable = fake("success")
+    assert compilers.installed(str(executable))["edgetpu_compiler"] == VERSION
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert compilers.installed(executable.name)["edgetpu_compiler"] == VERSION
+    assert "edgetpu_compiler" not in compilers.installed(str(tmp_path / "nowhere"))
+
+
+def test_another_program_under_its_name(fake):
+    assert "edgetpu_compiler" not in compilers.installed(str(fake("other_program")))
 
 
 def _is_running(pid):

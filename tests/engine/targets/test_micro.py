@@ -6,6 +6,7 @@ from app.domain.micro import OPERATORS
 from app.domain.problems import WorkError
 from tests.engine import tiny
 from tests.engine.targets import small_models as models
+from workers.engine import graph as tfl
 from workers.engine import inspect_tflite
 from workers.engine.targets import commands, micro
 from workers.engine.targets.commands import Ended
@@ -38,6 +39,25 @@ def test_the_arena_told_is_enough_and_half_of_it_is_not(tmp_path):
     runtime.Interpreter.from_bytes(content, arena_size=arena).invoke()
     with pytest.raises(RuntimeError):
         runtime.Interpreter.from_bytes(content, arena_size=arena // 2)
+
+
+def test_an_arena_too_small_that_crashes_it_is_no_more_than_too_small(tmp_path):
+    content = tiny.dense_integer(np.random.default_rng(0).integers(-90, 90, (10, 64)))
+    report = micro.measure(per_channel(content), None, tmp_path)
+    assert report.runs, report.reason
+    assert report.arena_bytes
+
+
+def per_channel(content):
+    """The weights' one scale given for each output channel, which TFLM copies when it runs."""
+    model = tfl.read(content)
+    graph = model.subgraphs[0]
+    kernel = graph.tensors[graph.operators[0].inputs[1]]
+    for tensor in [kernel, *(graph.tensors[i] for i in graph.operators[0].inputs[2:])]:
+        found, channels = tensor.quantization, kernel.shape[0]
+        found.scale = [float(found.scale[0])] * channels
+        found.zeroPoint = [0] * channels
+    return tfl.write(model)
 
 
 def test_a_float_model_runs_too(tmp_path):

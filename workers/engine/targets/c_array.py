@@ -2,6 +2,7 @@
 
 import re
 
+from app.domain.micro import identifier
 from workers.engine import inspect_tflite
 
 _PER_LINE = 12
@@ -18,15 +19,6 @@ def c_array(content: bytes, name: str, arena_bytes: int | None) -> tuple[str, st
     """
     name = identifier(name)
     return _source(content, name), _header(content, name, arena_bytes)
-
-
-def identifier(name: str) -> str:
-    """A name that C takes, without what the language keeps for itself (leading and double
-    underscores); its suffixes keep it apart from keywords."""
-    found = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")[:60].rstrip("_")
-    if not found:
-        return "model"
-    return f"model_{found}" if found[0].isdigit() else found
 
 
 def _header(content: bytes, name: str, arena_bytes: int | None) -> str:

@@ -38,6 +38,18 @@ class Ended:
         return lines[-1][:300] if lines else "it wrote nothing"
 
 
+def confined(file_bytes: int, what: str, *arguments: str) -> list[str]:
+    """The command that runs a Python module or file, or with "exec" a program by its path: it dies
+    with this process, and with the thread that calls this; SIGXFSZ ends it where a file that it
+    writes would have more than `file_bytes`."""
+    limits = [str(os.getpid()), str(file_bytes)]
+    return [sys.executable, "-I", str(_CONFINED), *limits, what, *arguments]
+
+
+def environment() -> dict[str, str]:
+    return {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+
+
 def run_python(
     what: str,
     arguments: list[str],
@@ -53,13 +65,11 @@ def run_python(
     process, and with the thread that calls this; each file that it writes, `log` too, has at most
     `file_bytes`. `-I` keeps the directory's files off its import path.
     """
-    environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
-    limits = [str(os.getpid()), str(file_bytes)]
     with log.open("wb") as written:
         process = subprocess.Popen(
-            [sys.executable, "-I", str(_CONFINED), *limits, what, *arguments],
+            confined(file_bytes, what, *arguments),
             cwd=directory,
-            env=environment,
+            env=environment(),
             stdin=subprocess.DEVNULL,
             stdout=written,
             stderr=subprocess.STDOUT,

@@ -18,18 +18,18 @@ from pathlib import Path
 from app.domain.edgetpu import CompileOptions, CompilerReport
 from app.domain.problems import WorkError
 from workers.engine import scan_tflite
+from workers.engine.targets import commands
 from workers.engine.targets import edgetpu_versions as versions
 from workers.engine.targets.edgetpu_failures import INTERNAL_ERROR, translate
 from workers.engine.targets.edgetpu_report import parse_log, parse_stdout
 
-__all__ = ["Compiled", "compile", "compiler_version", "parse_log", "parse_stdout"]
+__all__ = ["Compiled", "compile", "parse_log", "parse_stdout"]
 
 MIB = 2**20
 MAX_PRINTED_BYTES = 4 * MIB
 # A compiled file is little larger than its source, even in several segments.
 MAX_WRITTEN_BYTES = 256 * MIB
 WRITTEN_PER_INPUT_BYTE = 4
-VERSION_SECONDS = 20.0
 _POLL_SECONDS = 0.05
 
 
@@ -43,40 +43,27 @@ class Compiled:
     report: CompilerReport
 
 
-def compiler_version(executable: Path | str, directory: Path) -> str:
-    """The release of an installed compiler, such as "16.0.384591198".
-
-    Raises WorkError `compiler_not_installed` or `compiler_output_unreadable`.
-    """
-    code, text = _run([str(executable), "--version"], directory, VERSION_SECONDS, MIB)
-    found = parse_stdout(text).version
-    if found is None:
-        raise translate(text, code)
-    return found
-
-
 def compile(
     content: bytes,
     options: CompileOptions,
     directory: Path,
-    executable: Path | str,
-    timeout: float,
+    executable: str,
+    version: str,
 ) -> Compiled:
     """Compile a fully quantized .tflite into files below `directory`.
 
-    `timeout`: seconds for each of at most two runs; the second only follows an internal error of
-    the compiler, which a second run is known to get past
+    `executable`: its path; `version`: its release, such as "16.0.384591198". A second run follows
+    an internal error of the compiler, which it is known to get past
     (https://github.com/google-coral/edgetpu/issues/211).
     Raises WorkError with the cause and the next step; see edgetpu_failures.
     """
-    version = compiler_version(executable, directory)
-    arguments = _arguments(options, version, timeout)
+    arguments = _arguments(options, version)
     limit = MAX_WRITTEN_BYTES + WRITTEN_PER_INPUT_BYTE * len(content)
     for attempt in (1, 2):
         work = Path(tempfile.mkdtemp(prefix="edgetpu-", dir=directory))
         (work / "model.tflite").write_bytes(content)
-        command = [str(executable), *arguments, "-o", str(work), str(work / "model.tflite")]
-        code, text = _run(command, work, timeout, limit)
+        command = [executable, *arguments, "-o", str(work), str(work / "model.tflite")]
+        code, text = _run(command, work, options.timeout_s, limit)
         if attempt == 1 and INTERNAL_ERROR in text:
             continue
         break
@@ -90,7 +77,7 @@ def compile(
     return Compiled(files=files, log="\n".join(logs), stdout=text, report=report)
 
 
-def _arguments(options: CompileOptions, version: str, timeout: float) -> list[str]:
+def _arguments(options: CompileOptions, version: str) -> list[str]:
     newest = versions.release(version) >= 16
     if (options.search_delegate or options.delegate_search_step) and not newest:
         raise WorkError(
@@ -110,7 +97,7 @@ def _arguments(options: CompileOptions, version: str, timeout: float) -> list[st
         if options.delegate_search_step is not None:
             arguments += ["-k", str(options.delegate_search_step)]
     if newest:  # which otherwise gives up after 180 s of its own
-        arguments += ["-t", str(max(1, int(timeout)))]
+        arguments += ["-t", str(max(1, int(options.timeout_s)))]
     return arguments
 
 
@@ -121,23 +108,22 @@ def _run(
 
     Raises WorkError `compiler_not_installed`, `compiler_timeout` or `compiler_wrote_too_much`.
     """
+    if not os.access(command[0], os.X_OK):
+        raise WorkError(
+            "compiler_not_installed",
+            f"The Edge TPU compiler '{command[0]}' cannot be started.",
+            "Install edgetpu-compiler (x86-64 Linux) and name it in LITESMITH_EDGETPU_COMPILER.",
+        )
     with tempfile.TemporaryFile(dir=directory) as printed:
-        try:
-            process = subprocess.Popen(
-                command,
-                cwd=directory,
-                stdin=subprocess.DEVNULL,
-                stdout=printed,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"},
-            )
-        except OSError as error:
-            raise WorkError(
-                "compiler_not_installed",
-                f"The Edge TPU compiler '{command[0]}' cannot be started: {error.strerror}.",
-                "Install edgetpu-compiler (x86-64 Linux) and name it in the settings.",
-            ) from error
+        process = subprocess.Popen(
+            commands.confined(max_written, "exec", *command),
+            cwd=directory,
+            stdin=subprocess.DEVNULL,
+            stdout=printed,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env=commands.environment() | {"LC_ALL": "C"},
+        )
         try:
             _watch(process, printed.fileno(), directory, timeout, max_written)
         finally:
@@ -145,6 +131,8 @@ def _run(
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, signal.SIGKILL)
             code = process.wait()
+        if code == -signal.SIGXFSZ or _is_too_much(printed.fileno(), directory, max_written):
+            raise _wrote_too_much()
         printed.seek(0)
         text = printed.read(MAX_PRINTED_BYTES).decode("utf-8", "replace")
     return code, "".join(char for char in text if char.isprintable() or char in "\n\t")
@@ -166,14 +154,22 @@ def _watch(
                 f"The Edge TPU compiler did not end within {timeout:g} s and was stopped.",
                 "Allow more time, or make the model or its input smaller.",
             )
-        if os.fstat(printed).st_size > MAX_PRINTED_BYTES or _written(directory) > max_written:
-            raise WorkError(
-                "compiler_wrote_too_much",
-                "The Edge TPU compiler was stopped because it printed or wrote far more than a"
-                " compiled model.",
-                "Try again; if it stays, compile this model by hand and look at what it writes.",
-            )
+        if _is_too_much(printed, directory, max_written):
+            raise _wrote_too_much()
         time.sleep(_POLL_SECONDS)
+
+
+def _is_too_much(printed: int, directory: Path, max_written: int) -> bool:
+    return os.fstat(printed).st_size > MAX_PRINTED_BYTES or _written(directory) >= max_written
+
+
+def _wrote_too_much() -> WorkError:
+    return WorkError(
+        "compiler_wrote_too_much",
+        "The Edge TPU compiler was stopped because it printed or wrote far more than a compiled"
+        " model.",
+        "Try again; if it stays, compile this model by hand and look at what it writes.",
+    )
 
 
 def _written(directory: Path) -> int:

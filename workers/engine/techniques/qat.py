@@ -121,6 +121,22 @@ class _PerChannel(tfmot.quantization.keras.quantizers.Quantizer):  # type: ignor
         return {}
 
 
+class _PerTensor(tfmot.quantization.keras.quantizers.Quantizer):  # type: ignore[misc]
+    """Symmetric 8 bits for a kernel as a whole, by the weights as they are: no state."""
+
+    def build(self, tensor_shape: Any, name: str, layer: Any) -> dict[str, Any]:
+        return {}
+
+    def __call__(self, inputs: Any, training: Any, weights: Any, **kwargs: Any) -> Any:
+        limit = tf.stop_gradient(tf.maximum(tf.reduce_max(tf.abs(inputs)), 1e-8))
+        return tf.quantization.fake_quant_with_min_max_vars(
+            inputs, -limit, limit, num_bits=8, narrow_range=True
+        )
+
+    def get_config(self) -> dict[str, Any]:
+        return {}
+
+
 def _activations() -> Any:
     return tfmot.quantization.keras.quantizers.MovingAverageQuantizer(
         num_bits=8, per_axis=False, symmetric=False, narrow_range=False
@@ -128,13 +144,18 @@ def _activations() -> Any:
 
 
 class _Config(tfmot.quantization.keras.QuantizeConfig):  # type: ignore[misc]
-    """Which weights of a layer are rounded, and whether its output is."""
+    """Which weights of a layer are rounded, and how, and whether its output is."""
 
-    def __init__(self, attributes: tuple[str, ...] = (), *, output: bool = False) -> None:
-        self.attributes, self.output = attributes, output
+    def __init__(
+        self, attributes: tuple[str, ...] = (), *, output: bool = False, per_tensor: bool = False
+    ) -> None:
+        self.attributes, self.output, self.per_tensor = attributes, output, per_tensor
 
     def get_weights_and_quantizers(self, layer: Any) -> list[Any]:
-        return [(getattr(layer, name), _PerChannel(layer, name)) for name in self.attributes]
+        return [
+            (getattr(layer, name), _PerTensor() if self.per_tensor else _PerChannel(layer, name))
+            for name in self.attributes
+        ]
 
     def get_activations_and_quantizers(self, layer: Any) -> list[Any]:
         return []
@@ -150,7 +171,8 @@ class _Config(tfmot.quantization.keras.QuantizeConfig):  # type: ignore[misc]
         return [_activations()] if self.output else []
 
     def get_config(self) -> dict[str, Any]:
-        return {"attributes": self.attributes, "output": self.output}
+        names = ("attributes", "output", "per_tensor")
+        return {name: getattr(self, name) for name in names}
 
 
 def prepare(
@@ -161,7 +183,7 @@ def prepare(
 
     `fed`: samples to start the ranges from, an array for each input.
     """
-    places = _places(twin.model, step.exclude)
+    places = _places(twin.model, step)
     if not places:
         raise WorkError(
             "nothing_to_train",
@@ -209,7 +231,7 @@ def prepare(
     return prepared, finish, _notes(twin.model, places, step.exclude)
 
 
-def _places(model: Any, exclude: list[str]) -> dict[str, _Config]:
+def _places(model: Any, step: Qat) -> dict[str, _Config]:
     """Layer name -> what is rounded there."""
     consumers: dict[str, list[Any]] = {}
     for nodes in model._nodes_by_depth.values():
@@ -227,9 +249,10 @@ def _places(model: Any, exclude: list[str]) -> dict[str, _Config]:
             and layer.name not in ends
             and not _fused(layer, consumers.get(layer.name, []))
         )
-        excluded = any(re.search(pattern, layer.name) for pattern in exclude)
+        excluded = any(re.search(pattern, layer.name) for pattern in step.exclude)
         if (attributes or output) and not excluded:
-            places[layer.name] = _Config(attributes, output=output)
+            whole = isinstance(layer, _LAYERS.Dense) and step.dense_granularity == "per_tensor"
+            places[layer.name] = _Config(attributes, output=output, per_tensor=whole)
     return places
 
 

@@ -1,0 +1,52 @@
+"""The compilers and runtimes of targets that this worker has."""
+
+import importlib.metadata
+import logging
+import re
+import shutil
+import subprocess
+import tempfile
+
+log = logging.getLogger(__name__)
+
+EDGETPU = "edgetpu_compiler"
+# PyPI's names of those that are Python packages.
+_PACKAGES = ("ethos-u-vela", "tflite-micro")
+_VERSION = re.compile(r"\bversion\s+(\d+(?:\.\d+)*)")
+_VERSION_S = 20.0
+
+
+def installed(edgetpu_compiler: str) -> dict[str, str]:
+    """Name -> version of each one that is here. `edgetpu_compiler`: its name on PATH, or path."""
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            log.info("not installed: %s", name)
+    executable = shutil.which(edgetpu_compiler)
+    if executable is not None and (version := _edgetpu_version(executable)) is not None:
+        found[EDGETPU] = version
+    return found
+
+
+def _edgetpu_version(executable: str) -> str | None:
+    """The release of an installed compiler, such as "16.0.384591198"; None where the program does
+    not tell one within its time."""
+    try:
+        with tempfile.TemporaryDirectory() as directory:
+            ended = subprocess.run(
+                [executable, "--version"],
+                cwd=directory,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                timeout=_VERSION_S,
+                errors="replace",
+            )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        log.warning("the Edge TPU compiler '%s' cannot be used: %s", executable, error)
+        return None
+    told = _VERSION.search(ended.stdout + ended.stderr)
+    if told is None:
+        log.warning("'%s --version' told no version: %.300s", executable, ended.stdout)
+    return told and told[1]
