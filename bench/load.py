@@ -40,7 +40,7 @@ FEW = 100
 READS = {
     "newest": "/v1/jobs?limit=20",
     "a page of 50": "/v1/jobs?limit=50",
-    "by status": "/v1/jobs?limit=20&status=failed",
+    "by status": "/v1/jobs?limit=5&status=failed",
     "by a status that none has": "/v1/jobs?limit=20&status=running",
     "the last page": "/v1/jobs?limit=20&cursor={oldest}",
     "one": "/v1/jobs/{oldest}",

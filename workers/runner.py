@@ -29,6 +29,7 @@ from app.domain.work import Event
 log = logging.getLogger(__name__)
 
 Kind = Literal["light", "tensorflow"]
+NICENESS = 10
 TICK_S = 0.1
 MEMORY_TICK_S = 0.5
 LOG_LINES = 30
@@ -56,6 +57,16 @@ def command(kind: Kind, event_fd: int) -> list[str]:
     return [sys.executable, "-m", "workers.child", kind, str(event_fd)]
 
 
+def _give_way(pid: int) -> None:
+    """Let what answers people go first where it shares the processors with the work: a process that
+    has just started, in a session of its own."""
+    with contextlib.suppress(ProcessLookupError):
+        os.setpriority(os.PRIO_PROCESS, pid, NICENESS)
+    # sched(7): with autogroups, niceness counts within a session only, and sessions have their own.
+    with contextlib.suppress(OSError):
+        Path(f"/proc/{pid}/autogroup").write_text(str(NICENESS))
+
+
 class Child:
     """One started process, waiting for its one piece of work."""
 
@@ -81,6 +92,7 @@ class Child:
             },
         )
         os.close(write_end)
+        _give_way(self.process.pid)
         self._events = os.fdopen(read_end, "rb", buffering=0)
         self._buffer = b""
 
