@@ -1,6 +1,7 @@
 """The api process: serves the application, and ends politely."""
 
 import asyncio
+import gc
 import socket
 from types import FrameType
 
@@ -48,4 +49,9 @@ def serve(settings: Settings) -> None:
         loop="uvloop",
         http="httptools",
     )
+    config.load()
+    # What was imported stays: to look through all of it again and again for garbage would stop every
+    # request for a good part of a second.
+    gc.collect()
+    gc.freeze()
     Server(config, app.state.parts.watcher).run()
