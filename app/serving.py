@@ -50,8 +50,8 @@ def serve(settings: Settings) -> None:
         http="httptools",
     )
     config.load()
-    # What was imported stays: to look through all of it again and again for garbage would stop every
-    # request for a good part of a second.
+    # What was imported stays: to look through all of it again and again for garbage would stop
+    # every request for a good part of a second.
     gc.collect()
     gc.freeze()
     Server(config, app.state.parts.watcher).run()
