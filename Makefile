@@ -5,7 +5,7 @@ BENCH_DATA ?=
 BIN := .venv/bin
 export UV_PROJECT_ENVIRONMENT := $(CURDIR)/.venv
 
-.PHONY: setup demo serve test check bench clean
+.PHONY: setup demo serve test chaos check bench load clean
 
 setup: .venv/installed
 
@@ -27,6 +27,10 @@ test: setup  ## all tests
 	@start=$$(date +%s); $(BIN)/python -m pytest && \
 	echo "tests took $$(($$(date +%s) - start)) s"
 
+chaos: setup  ## 200 kills at random seeded moments, on SQLite and PostgreSQL; 20 to 30 minutes
+	@rm -rf build/chaos; $(BIN)/python -m pytest tests/chaos -m chaos $(CHAOS) && \
+	$(BIN)/python tests/chaos/figures.py build/chaos
+
 check: setup  ## style, types, dependency direction
 	@start=$$(date +%s); \
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && \
@@ -35,6 +39,9 @@ check: setup  ## style, types, dependency direction
 
 bench: setup  ## make bench BENCH_DATA=DIR: against a plain TensorFlow script
 	@$(BIN)/python -m bench.run $(BENCH_DATA)
+
+load: setup  ## 50 clients while jobs run; lists of 100,000 jobs
+	@$(BIN)/python -m bench.load
 
 clean:
 	rm -rf .venv build .mypy_cache .ruff_cache .pytest_cache

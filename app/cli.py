@@ -200,7 +200,7 @@ def serve(host: Host = None, port: Port = None, data_dir: DataDir = None) -> Non
 @main.command(rich_help_panel=RUN)
 def api(host: Host = None, port: Port = None, data_dir: DataDir = None) -> None:
     """Run the HTTP API alone."""
-    from app.main import serve as serve_api
+    from app.serving import serve as serve_api
 
     serve_api(settings_of(host=host, port=port, data_dir=data_dir))
 
@@ -231,9 +231,13 @@ def beat(data_dir: DataDir = None) -> None:
 @main.command(rich_help_panel=RUN)
 def migrate(data_dir: DataDir = None) -> None:
     """Bring the database to this version's schema."""
+    from app.db import DatabaseBusy
     from app.db import migrate as migrate_database
 
-    migrate_database(settings_of(data_dir=data_dir))
+    try:
+        migrate_database(settings_of(data_dir=data_dir))
+    except DatabaseBusy as error:
+        raise stop(str(error)) from None
     out("the database is at this version's schema")
 
 

@@ -82,6 +82,8 @@ class Settings(BaseSettings):
     heartbeat_s: float = Field(default=1, gt=0)
     reconcile_s: float = Field(default=2, gt=0)
     max_attempts: int = Field(default=3, ge=1)
+    # After the first signal to end: how long what runs may go on.
+    drain_s: float = Field(default=0, ge=0)
     event_retention_days: float = Field(default=30, gt=0)
     # What a job has found must be there until it ends: longer than its longest step.
     cache_retention_days: float = Field(default=30, ge=1)

@@ -1,19 +1,33 @@
 """The database: engine, sessions, migrations. SQLite and PostgreSQL by URL alone."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from alembic import command
 from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, create_engine, event, make_url
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
 
 from app.config import Settings
 
+# What is raised where the database does not answer, or ended while it was asked.
+AWAY = (OperationalError, InterfaceError, PoolTimeout)
+# Between attempts to lock what a migration changes: those who wait behind it go on meanwhile.
+MIGRATE_PAUSES_S = (0.5, 1, 2, 4, 8, 8, 8, 8)
 MIGRATIONS = Path(__file__).resolve().parent.parent / "migrations"
+
+
+class DatabaseBusy(Exception):
+    """A migration got no turn; the text says what to do."""
 
 
 class Database:
@@ -80,12 +94,42 @@ def insert(session: Session, table: type[DeclarativeBase]) -> postgresql.Insert 
     return postgresql.insert(table)
 
 
+def schema_of(database: Database) -> str | None:
+    """The revision that the database is at; None where it was never migrated."""
+    with database.engine.connect() as connection:
+        return MigrationContext.configure(connection).get_current_revision()
+
+
+@cache
+def newest_schema() -> str | None:
+    """The revision that this version needs."""
+    return ScriptDirectory(str(MIGRATIONS)).get_current_head()
+
+
 def migrate(settings: Settings) -> None:
-    """Bring the database to the newest revision; makes the SQLite file where there is none."""
+    """Bring the database to the newest revision; makes the SQLite file where there is none. May be
+    called by several processes at once, and while others work: they take turns, and nobody is kept
+    waiting for long (see migrations/env.py). Raises DatabaseBusy."""
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS))
     url = make_url(settings.database)
     if url.get_backend_name() == "sqlite" and url.database:
         Path(url.database).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     config.attributes["database_url"] = settings.database
-    command.upgrade(config, "head")
+    for pause_s in (0, *MIGRATE_PAUSES_S):
+        time.sleep(pause_s)
+        try:
+            command.upgrade(config, "head")
+            return
+        except OperationalError as error:
+            if not _waited_for_lock(error):
+                raise
+    raise DatabaseBusy(
+        "The migration got no lock on what a long transaction uses; nothing was changed."
+        " End what runs in the database for so long, then migrate again."
+    )
+
+
+def _waited_for_lock(error: OperationalError) -> bool:
+    not_available = getattr(error.orig, "sqlstate", None) == "55P03"
+    return not_available or "database is locked" in str(error.orig)

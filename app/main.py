@@ -1,4 +1,4 @@
-"""The api process: the FastAPI application and how it is served."""
+"""The FastAPI application; app.serving serves it."""
 
 import logging
 import re
@@ -8,14 +8,11 @@ from contextlib import asynccontextmanager
 from http import HTTPStatus
 from typing import Any
 
-import uvicorn
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
-from sqlalchemy.exc import InterfaceError, OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 from ulid import ULID
 
@@ -44,14 +41,13 @@ from app.api.schemas import ProblemDetails
 from app.api.watch import Watcher
 from app.api.webhooks import WebhookChange, WebhookCreate
 from app.config import Settings
-from app.db import Database
+from app.db import AWAY, Database
 from app.domain.jobs import JobSpec
 from app.errors import FieldError, ServiceError
-from app.logging import configure, request_id
+from app.logging import request_id
 from app.metrics import REQUEST_COUNT, REQUEST_SECONDS
 from app.principal import Principal, confine
 from app.queue import Doorbell
-from app.services import keys as keys_service
 from app.services.advice import AdviseRequest
 from app.storage import StorageAway, StorageFull, open_storage
 
@@ -134,7 +130,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(SecurityHeaders)
     app.exception_handler(ServiceError)(_service_error)
     app.exception_handler(RequestValidationError)(_validation_error)
-    for away in (OperationalError, InterfaceError, PoolTimeout):
+    for away in AWAY:
         app.exception_handler(away)(_database_away)
     app.exception_handler(StorageFull)(_storage_full)
     app.exception_handler(StorageAway)(_storage_away)
@@ -318,21 +314,4 @@ def _unexpected(request: Request, error: Exception) -> Response:
         "internal_error",
         "The service failed at this request; nothing was changed.",
         "Report it with the request_id.",
-    )
-
-
-def serve(settings: Settings) -> None:
-    """Serve the api until SIGINT or SIGTERM. SystemExit where it would be open to nobody."""
-    configure(settings, "api")
-    if (refusal := keys_service.refusal(settings)) is not None:
-        raise SystemExit(refusal)
-    uvicorn.run(
-        create_app(settings),
-        host=settings.host,
-        port=settings.port,
-        log_config=None,
-        access_log=False,
-        timeout_graceful_shutdown=5,
-        loop="uvloop",
-        http="httptools",
     )

@@ -8,13 +8,13 @@ announces is found by the reconciler (app.reconciler).
 
 import logging
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, cast
 
 from celery import Celery
-from sqlalchemy import CursorResult, delete, event, func, select, update
+from sqlalchemy import CursorResult, Select, delete, event, func, select, update
 from sqlalchemy.orm import Session
 
 from app import turns
@@ -26,6 +26,7 @@ WORK = "litesmith.work"
 QUEUES = ("inspect", "fast", "train", "webhooks")
 # What is due later than this, the reconciler rings for.
 LONGEST_TIMER_S = 60
+LONGEST_BACKOFF_S = 60
 
 
 class LeaseLost(Exception):
@@ -180,6 +181,11 @@ def _take(
     ).scalar_one_or_none()
 
 
+def backoff(lost: int) -> float:
+    """Seconds until a task that has lost so many attempts is due again."""
+    return float(min(2**lost, LONGEST_BACKOFF_S))
+
+
 def _held(claim: Claim) -> list[Any]:
     return [
         TaskRow.id == claim.task_id,
@@ -231,9 +237,9 @@ def drop(session: Session, kind: str, subject_ids: Iterable[str]) -> None:
     )
 
 
-def wake(session: Session, kind: str, subject_ids: Iterable[str]) -> None:
+def wake(session: Session, kind: str, subject_ids: Select[str] | Sequence[str]) -> None:
     """Make postponed tasks due now."""
-    _wake(session, TaskRow.kind == kind, TaskRow.subject_id.in_(list(subject_ids)))
+    _wake(session, TaskRow.kind == kind, TaskRow.subject_id.in_(subject_ids))
 
 
 def wake_busy(session: Session, tenant_id: str) -> None:

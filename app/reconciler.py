@@ -35,10 +35,11 @@ log = logging.getLogger(__name__)
 CLEAN_EVERY_S = 600
 
 
-def reconcile(database: Database, max_attempts: int) -> list[str]:
-    """Give tasks of expired leases back, or up; returns the queues in which something is due."""
+def reconcile(database: Database, max_attempts: int, *, lenient: bool = False) -> list[str]:
+    """Give tasks of expired leases back, or up; returns the queues in which something is due.
+    `lenient` leaves expired leases alone."""
     with database.read() as session:
-        expired = queue.expired(session)
+        expired = [] if lenient else queue.expired(session)
     for row in expired:
         lost = row.lost + 1
         log.warning(
@@ -47,7 +48,7 @@ def reconcile(database: Database, max_attempts: int) -> list[str]:
         # A transaction each: to hold one task's row while waiting for another's job may deadlock.
         with database.write() as session:
             if lost < max_attempts:
-                queue.take_back(session, row, 2.0**lost)
+                queue.take_back(session, row, queue.backoff(lost))
                 continue
             tasks.lock_job(session, row.kind, row.subject_id)
             if queue.take_back(session, row, None):
@@ -90,15 +91,18 @@ def run(settings: Settings, stopping: Callable[[], bool]) -> None:
     database, storage = Database(settings.database), open_storage(settings)
     doorbell = Doorbell(settings.broker)
     cleaned = time.monotonic()
+    lenient_until = 0.0
     while not stopping():
         try:
-            _tick(settings, database, doorbell)
+            _tick(settings, database, doorbell, lenient=time.monotonic() < lenient_until)
             if time.monotonic() - cleaned > CLEAN_EVERY_S:
                 cleaned = time.monotonic()
                 _clean(settings, database, storage)
         except Exception:
             # The database may be away for a while: that ends no process that only looks at it.
             log.exception("reconciling failed; trying again")
+            # Nor does it end a worker: who could not renew a lease meanwhile has the time to.
+            lenient_until = time.monotonic() + settings.lease_s
         _pause(settings.reconcile_s, stopping)
     database.close()
 
@@ -110,8 +114,8 @@ def _pause(seconds: float, stopping: Callable[[], bool]) -> None:
         time.sleep(min(left, 0.1))
 
 
-def _tick(settings: Settings, database: Database, doorbell: Doorbell) -> None:
-    doorbell.ring(reconcile(database, settings.max_attempts))
+def _tick(settings: Settings, database: Database, doorbell: Doorbell, *, lenient: bool) -> None:
+    doorbell.ring(reconcile(database, settings.max_attempts, lenient=lenient))
 
 
 def _clean(settings: Settings, database: Database, storage: Storage) -> None:

@@ -88,14 +88,20 @@ class ModelRow(Upload, Base):
     app.services.starting); until it is made, `size_bytes` is 0 and `sha256` the digest of that."""
 
     __tablename__ = "models"
-    __table_args__ = (UniqueConstraint("tenant_id", "sha256"),)
+    __table_args__ = (
+        UniqueConstraint("tenant_id", "sha256"),
+        Index("models_by_tenant", "tenant_id", "id"),
+    )
 
     origin: Mapped[str | None] = mapped_column(default=None)
 
 
 class DatasetRow(Upload, Base):
     __tablename__ = "datasets"
-    __table_args__ = (UniqueConstraint("tenant_id", "sha256"),)
+    __table_args__ = (
+        UniqueConstraint("tenant_id", "sha256"),
+        Index("datasets_by_tenant", "tenant_id", "id"),
+    )
 
 
 class PartialRow(Owned, Base):
@@ -141,6 +147,7 @@ class AnalysisRow(Owned, Base):
 class JobRow(Owned, Base):
     __tablename__ = "jobs"
     __table_args__ = (
+        Index("jobs_by_tenant", "tenant_id", "id"),
         Index("jobs_by_status", "tenant_id", "status", "id"),
         Index("jobs_by_model", "tenant_id", "model_id", "id"),
         Index("jobs_ended", "status", "finished_at"),
@@ -171,6 +178,7 @@ class VariantRow(Owned, Base):
     """A requested variant; the baseline is the one at position -1."""
 
     __tablename__ = "variants"
+    __table_args__ = (Index("variants_by_status", "status"),)
 
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), index=True)
     position: Mapped[int] = mapped_column(Integer)

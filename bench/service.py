@@ -37,12 +37,16 @@ class Service:
         ]
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 @contextmanager
 def service(**settings: str) -> Iterator[Service]:
     """A fresh embedded service, ready and with its spares started."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     with tempfile.TemporaryDirectory() as folder:
         data_dir = Path(folder).resolve() / "data"
         environment = os.environ | {f"LITESMITH_{k.upper()}": v for k, v in settings.items()}

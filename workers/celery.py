@@ -2,6 +2,8 @@
 
 import argparse
 import logging
+import os
+import signal
 from typing import Any
 
 from celery import Celery, signals
@@ -44,12 +46,22 @@ def create(settings: Settings, queues: list[str]) -> Celery:
         holder.append(Worker(settings, queues))
 
     @signals.worker_shutting_down.connect(weak=False)
-    def hand_back(**_: Any) -> None:
+    def stop(**_: Any) -> None:
         for worker in holder:
-            worker.stopping.set()
+            worker.stop()
+        # Celery's own second meaning of Ctrl-C waits, in the signal's handler, for the work's end.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, at_once)
+
+    def at_once(*_: Any) -> None:
+        """The second signal: what runs is stopped and given back; the third waits for nothing."""
+        for worker in holder:
+            if worker.handing_back.is_set():
+                os._exit(1)
+            worker.stop()
 
     @signals.worker_shutdown.connect(weak=False)
-    def stop(**_: Any) -> None:
+    def close(**_: Any) -> None:
         for worker in holder:
             worker.close()
 

@@ -1,5 +1,6 @@
 """What the tasks share: limits, sources, progress, delivery, the end of a stopped task."""
 
+import logging
 import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -8,6 +9,7 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from app import queue
+from app.db import AWAY
 from app.domain.formats import ModelFormat
 from app.domain.jobs import TERMINAL, JobSpec, Status
 from app.domain.metrics import Metrics
@@ -24,6 +26,8 @@ from workers.compilers import EDGETPU
 from workers.plan import Plan, Source
 from workers.runner import Limits
 from workers.worker import Lease, Worker
+
+log = logging.getLogger(__name__)
 
 # Written at most this often: progress is for people. The longer the work, the less often, so that
 # hours of training leave a thousand events and not a hundred thousand.
@@ -133,6 +137,13 @@ def progress(
         if mark == last and at - written < max(PROGRESS_S, (at - started) * PROGRESS_SHARE):
             return
         last, written = mark, at
+        try:
+            write(event)
+        except AWAY:
+            # No reason to end hours of work: the lease says when to stop.
+            log.warning("progress not written: the database is away")
+
+    def write(event: Event) -> None:
         with worker.writing() as session:
             lock_job(session, lease.claim.kind, lease.claim.subject_id)
             queue.renew(session, lease.claim, worker.settings.lease_s)
@@ -143,7 +154,7 @@ def progress(
             # A stage that begins again, after its worker died, stands still until it is as far.
             done = round(low + (high - low) * event.progress, 4)
             row.stage, row.progress = event.stage, max(row.progress, done)
-            jobs.emit_variant(session, row, event.message, training)
+            jobs.emit_variant(session, row, event.message, event.training)
 
     return on_event
 

@@ -1,6 +1,7 @@
 """What a child left behind, read as what it is: the word of a process that a file may have taken
 over. No path is followed out of its directory, nothing large is read, and nothing that blocks."""
 
+import contextlib
 import json
 import os
 import signal
@@ -18,6 +19,10 @@ LOG_BYTES = 64 * 2**10
 MAX_OUTCOME_BYTES = 64 * 2**20
 
 
+class Killed(WorkError):
+    """SIGKILL by somebody else, with no sign that it was for want of memory."""
+
+
 def final(code: str, message: str, hint: str | None) -> WorkError:
     """An error that another attempt would end in as well."""
     error = WorkError(code, message, hint)
@@ -25,9 +30,20 @@ def final(code: str, message: str, hint: str | None) -> WorkError:
     return error
 
 
-def outcome(status: int, directory: Path) -> dict[str, Any]:
-    """The `result.json` of a child that ended with `status`. Raises WorkError with what it said,
-    or with what became of it."""
+def oom_kills() -> int:
+    """Processes that the system has killed for want of memory since its start, as far as it says;
+    of the control group, where there is one, else of the machine."""
+    for path in (Path("/sys/fs/cgroup/memory.events"), Path("/proc/vmstat")):
+        with contextlib.suppress(OSError):
+            for line in path.read_text().splitlines():
+                if line.startswith("oom_kill "):
+                    return int(line.split()[1])
+    return 0
+
+
+def outcome(status: int, directory: Path, starved: int) -> dict[str, Any]:
+    """The `result.json` of a child that ended with `status`; `starved`: `oom_kills()` before its
+    work. Raises WorkError with what it said, or with what became of it."""
     if status == 0 and (told := _read(directory, "error.json")) is not None:
         try:
             problem = Problem.model_validate_json(told)
@@ -44,12 +60,14 @@ def outcome(status: int, directory: Path) -> dict[str, Any]:
         if not isinstance(loaded, dict):
             raise _unreadable("result.json")
         return loaded
-    raise _ended(status)
+    raise _ended(status, starved)
 
 
-def _ended(status: int) -> WorkError:
+def _ended(status: int, starved: int) -> WorkError:
     if status in (-signal.SIGKILL, 128 + signal.SIGKILL):
-        return WorkError(
+        # Python's own MemoryError ends it with a status; a signal may have come from anybody.
+        known = status > 0 or oom_kills() > starved
+        return (WorkError if known else Killed)(
             "out_of_memory",
             "The process was killed by the system, most likely for want of memory.",
             "Use fewer samples or a smaller model, or run it on a machine with more memory.",

@@ -25,13 +25,14 @@ from typing import IO, Any, Literal
 from app.domain.problems import WorkError
 from app.domain.work import Event
 from workers import usage
-from workers.outcome import final, outcome
+from workers.outcome import final, oom_kills, outcome
 from workers.sandbox import Confinement, Grant, Mode
 from workers.sandbox import limits as sandbox_limits
 
 log = logging.getLogger(__name__)
 
 Kind = Literal["light", "tensorflow"]
+NICENESS = 10
 TICK_S = 0.1
 MEMORY_TICK_S = 0.5
 # Files are counted this much more rarely than that takes.
@@ -76,6 +77,16 @@ def command(kind: Kind, event_fd: int, confinement: Confinement) -> list[str]:
     return [sys.executable, "-m", "workers.child", kind, str(event_fd), told]
 
 
+def _give_way(pid: int) -> None:
+    """Let what answers people go first where it shares the processors with the work: a process that
+    has just started, in a session of its own."""
+    with contextlib.suppress(ProcessLookupError):
+        os.setpriority(os.PRIO_PROCESS, pid, NICENESS)
+    # sched(7): with autogroups, niceness counts within a session only, and sessions have their own.
+    with contextlib.suppress(OSError):
+        Path(f"/proc/{pid}/autogroup").write_text(str(NICENESS))
+
+
 class Child:
     """One started process, waiting for its one piece of work.
 
@@ -112,6 +123,7 @@ class Child:
             env=self._environment(network),
         )
         os.close(write_end)
+        _give_way(self.process.pid)
         self._events = os.fdopen(read_end, "rb", buffering=0)
         self._buffer = b""
 
@@ -293,11 +305,12 @@ def run(
     """Have `child` do the work laid out in its directory, and return its `result.json`.
 
     `tools`: the work may start the tools of its site. Raises WorkError with what the child said, or
-    with what became of it: `deadline_exceeded`, `out_of_memory`, `out_of_disk`,
-    `too_many_processes`, `child_crashed`, `child_failed`. What the child said, and the deadline,
-    are `final`. Raises Stopped when `should_stop` said so. The child is gone afterwards, whatever
-    happened; its files are there until it is closed.
+    with what became of it: `deadline_exceeded`, `out_of_memory` (Killed, where somebody else may
+    have killed it), `out_of_disk`, `too_many_processes`, `child_crashed`, `child_failed`. What the
+    child said, and the deadline, are `final`. Raises Stopped when `should_stop` said so. The child
+    is gone afterwards, whatever happened; its files are there until it is closed.
     """
+    starved = oom_kills()
     try:
         with contextlib.suppress(BrokenPipeError):
             child.give(Grant(limits.memory_bytes, limits.disk_bytes, limits.deadline_s, tools))
@@ -305,7 +318,7 @@ def run(
         status = child.process.wait()
     finally:
         child.kill()
-    return outcome(status, child.directory)
+    return outcome(status, child.directory, starved)
 
 
 def _watch(

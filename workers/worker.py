@@ -16,11 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from app import queue
 from app.config import Settings
-from app.db import Database
+from app.db import AWAY, Database
 from app.domain.problems import Problem, WorkError
 from app.domain.work import (
     AnalyzeWork,
@@ -49,7 +50,7 @@ from app.storage import (
 )
 from app.tables import WorkerRow, new_id, now
 from workers import compilers, runner
-from workers.outcome import log_tail, made_file
+from workers.outcome import Killed, log_tail, made_file
 from workers.runner import Kind, Limits, Site, Spares, Stopped
 from workers.sandbox import probe
 
@@ -78,6 +79,13 @@ def slots_of(settings: Settings) -> dict[str, int]:
     }
 
 
+RETRY_S = 0.5
+
+
+class ChildKilled(Exception):
+    """Somebody killed the child: no finding about the file, so that it is made again."""
+
+
 class Lease:
     """Keeps a claimed task's lease while its work runs, and learns that it is lost: because the
     job was cancelled, or another worker runs the task."""
@@ -98,7 +106,7 @@ class Lease:
         self._thread.join()
 
     def should_stop(self) -> bool:
-        return self.lost or self._worker.stopping.is_set()
+        return self.lost or self._worker.handing_back.is_set()
 
     def _keep(self) -> None:
         settings = self._worker.settings
@@ -213,20 +221,43 @@ class Worker:
         self._site = _site(settings, self._work_dir)
         self.spares = Spares(wanted, self._site)
         self.compilers = compilers.installed(settings.edgetpu_compiler)
+        # Set at the first signal to end: nothing more is claimed.
         self.stopping = threading.Event()
+        # Set when the time to drain is up: what still runs is stopped and given back.
+        self.handing_back = threading.Event()
         self.queues = queues
         slots = slots_of(settings)
         self._slots = {name: threading.Semaphore(slots[name]) for name in queues}
         self._seen = threading.Thread(target=self._report, name="seen", daemon=True)
         self._seen.start()
 
+    def stop(self) -> None:
+        """Claim nothing more, and give what runs `drain_s` to end; none when asked again."""
+        if self.stopping.is_set() or self.settings.drain_s == 0:
+            self.handing_back.set()
+        else:
+            drained = threading.Timer(self.settings.drain_s, self.handing_back.set)
+            drained.daemon = True
+            drained.start()
+        self.stopping.set()
+
     def close(self) -> None:
         self.stopping.set()
+        self.handing_back.set()
         self._seen.join()
+        self._ring_for_what_is_left()
         self.spares.close()
         self.database.close()
         shutil.rmtree(self._work_dir, ignore_errors=True)
         self._work_lock.close()
+
+    def _ring_for_what_is_left(self) -> None:
+        """Doorbells that this worker heard while it stopped, others have not."""
+        try:
+            with self.database.read() as session:
+                self.doorbell.ring(queue.waiting_queues(session))
+        except AWAY:
+            log.warning("the database is away: the reconciler will ring")
 
     @contextmanager
     def writing(self) -> Iterator[Session]:
@@ -266,17 +297,35 @@ class Worker:
             except LeaseLost:
                 log.info("stopped: cancelled, or given away", extra={"task": claim.kind})
             except Stopped:
-                self._hand_back(claim, 0.0)
+                self._return(claim, failed=False)
             except StorageAway:
                 # As when the database is away: it waits, and nothing has failed.
                 log.exception("the storage does not answer", extra={"task": claim.kind})
                 self._hand_back(claim, STORAGE_AWAY_S)
-            except Exception:
+            except Exception as error:
                 log.exception("task failed", extra={"task": claim.kind})
-                self._give_back_or_up(claim)
+                # Of a database that went away under it: no fault of the task.
+                gone = isinstance(error, AWAY) and getattr(error, "connection_invalidated", False)
+                self._return(claim, failed=not gone)
             seconds = round(time.perf_counter() - started, 3)
             log.info("task ended", extra={"task": claim.kind, "duration_s": seconds})
             self.spares.refill()
+
+    def _return(self, claim: Claim, *, failed: bool) -> None:
+        """Give the task back, or up where it has `failed` too often, as soon as the database
+        answers. Past the lease, the reconciler does."""
+        while True:
+            try:
+                if failed:
+                    self._give_back_or_up(claim)
+                else:
+                    self._hand_back(claim, 0.0)
+                return
+            except AWAY:
+                log.warning("cannot give the task back: the database is away")
+                failed = False
+            if self.handing_back.wait(RETRY_S):
+                return
 
     def _hand_back(self, claim: Claim, seconds: float, *, failed: bool = False) -> None:
         try:
@@ -289,7 +338,7 @@ class Worker:
         """After an unexpected error: try again later, a few times."""
         lost = claim.lost + 1
         if lost < self.settings.max_attempts:
-            self._hand_back(claim, 2.0**lost, failed=True)
+            self._hand_back(claim, queue.backoff(lost), failed=True)
             return
         problem = Problem(
             code="internal_error",
@@ -321,10 +370,23 @@ class Worker:
                 log.exception("cannot report")
             if self.stopping.wait(SEEN_EVERY_S):
                 break
-        with self.database.write() as session:
-            row = session.get(WorkerRow, self.id)
-            if row is not None:
-                session.delete(row)
+        try:
+            with self.database.write() as session:
+                session.execute(delete(WorkerRow).where(WorkerRow.id == self.id))
+        except AWAY:
+            log.warning("cannot say goodbye: the database is away")
+
+    def _await_database(self, lease: Lease) -> None:
+        """Until it answers: what took hours to make is not lost to its restart. Raises Stopped."""
+        while not lease.should_stop():
+            try:
+                with self.database.read() as session:
+                    session.execute(select(1))
+                return
+            except AWAY:
+                log.warning("the result waits: the database is away")
+                time.sleep(RETRY_S)
+        raise Stopped
 
     @storing()
     def make(
@@ -363,6 +425,9 @@ class Worker:
             try:
                 result = runner.run(child, limits, on_event, lease.should_stop, tools=tools)
             except WorkError as error:
+                again = lease.claim.lost + 1 < self.settings.max_attempts
+                if isinstance(error, Killed) and again:
+                    raise ChildKilled(str(error)) from error
                 # What the child said itself needs no log beside it.
                 if not (directory / "error.json").exists():
                     error.log_tail = log_tail(directory)
@@ -370,6 +435,7 @@ class Worker:
             kept = {name: made_file(directory, path) for name, path in outputs(result).items()}
             files = {name: store_file(self.storage, path) for name, path in kept.items()}
             sizes = {name: _gzip_size(path) for name, path in kept.items() if gzipped(name)}
+            self._await_database(lease)
             return Made(result, files, sizes, round(time.perf_counter() - started, 3))
         finally:
             child.close()

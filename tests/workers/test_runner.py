@@ -16,8 +16,8 @@ from running import until
 
 from app.domain.problems import WorkError
 from app.domain.work import Event
-from workers import runner
-from workers.outcome import LOG_LINES, log_tail
+from workers import outcome, runner
+from workers.outcome import LOG_LINES, Killed, log_tail
 from workers.runner import Child, Kind, Limits, Site, Spares, Stopped
 from workers.sandbox import Confinement
 
@@ -119,6 +119,19 @@ def test_every_end_without_a_result_has_a_code(
     error = failure(made)
     assert (error.code, error.final) == (expected, False)
     assert log_tail(made.directory) == "the last words"
+
+
+def test_a_signal_of_the_system_for_want_of_memory_is_told_from_any_other(
+    child: type[Behaving], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = "os.kill(os.getpid(), signal.SIGKILL)"
+    assert isinstance(failure(child(code)), Killed)
+    counted = iter([3, 4])
+    for module in (runner, outcome):
+        monkeypatch.setattr(module, "oom_kills", lambda: next(counted))
+    error = failure(child(code))
+    assert not isinstance(error, Killed)
+    assert error.code == "out_of_memory"
 
 
 def test_a_child_that_was_dead_before_its_work_is_no_hang(
