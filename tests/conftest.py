@@ -63,6 +63,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         lease_s=LEASE_S,
         max_upload_bytes=MAX_UPLOAD_BYTES,
         cors_origins="https://dashboard.example, https://other.example",
+        edgetpu_compiler="/nowhere/edgetpu_compiler",
     ) as running:
         yield running
         log = running.log("api")

@@ -1,7 +1,6 @@
 """What the tasks share: limits, sources, progress, delivery, the end of a stopped task."""
 
 import logging
-import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -13,6 +12,7 @@ from app.db import AWAY
 from app.domain.formats import ModelFormat
 from app.domain.jobs import TERMINAL, JobSpec, Status
 from app.domain.metrics import Metrics
+from app.domain.problems import WorkError
 from app.domain.recipes import Variant
 from app.domain.targets import PROFILES
 from app.domain.work import DataSource, Event, LatencySettings, ModelSource, TargetWork
@@ -22,7 +22,7 @@ from app.services.tasks import lock_job
 from app.storage import Stored, is_intact
 from app.tables import JobRow, StepRow, VariantRow
 from workers import steps
-from workers.compilers import EDGETPU
+from workers.compilers import EDGETPU, find_edgetpu
 from workers.plan import Plan, Source
 from workers.runner import Limits
 from workers.worker import Lease, Worker
@@ -91,7 +91,14 @@ def target_work(worker: Worker, plan: Plan, asked: Variant) -> TargetWork | None
     if PROFILES[plan.target].compiler is None:
         return None
     version = worker.compilers.get(EDGETPU)
-    executable = shutil.which(worker.settings.edgetpu_compiler) if version else None
+    executable = find_edgetpu(worker.settings.edgetpu_compiler) if version else None
+    if version is not None and executable is None:
+        # A prediction must not be kept as what the compiler made.
+        raise WorkError(
+            "compiler_not_installed",
+            f"The Edge TPU compiler {version}, which this worker had when it started, is gone.",
+            "Install it again or restart the worker, then retry the job.",
+        )
     return TargetWork(
         id=plan.target,
         options=plan.target_options,

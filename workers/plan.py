@@ -14,7 +14,7 @@ from app.domain.micro import identifier
 from app.domain.options import CalibrationOptions
 from app.domain.recipes import CALIBRATED, Training, Variant
 from app.domain.splits import Part
-from app.domain.targets import PROFILES, TargetId, family
+from app.domain.targets import PROFILES, TargetId, family, options_of
 from app.domain.work import (
     EvaluationSettings,
     LatencySettings,
@@ -84,7 +84,8 @@ class Plan(BaseModel):
 
     def c_name(self, variant: Variant) -> str:
         """What the C array of a variant is called, and its files: the source names its header."""
-        return identifier(f"{self.stem}_{variant.name}")
+        # Cut where the model's name is long: the variant's tells the files of a job apart.
+        return identifier(self.stem[:30]) + "_" + identifier(variant.name)
 
     def _target(self, variant: Variant) -> dict[str, Any] | None:
         """What of the target determines a variant beside its .tflite."""
@@ -92,9 +93,10 @@ class Plan(BaseModel):
         if compiler is None:
             return None
         is_micro = family(self.target) == "microcontroller"
+        options = options_of(self.target, self.target_options)
         return {
             "id": self.target,
-            "options": self.target_options,
+            "options": options.model_dump(exclude={"timeout_s"}) if options else {},
             "compiler": compiler.name,
             "version": self.compilers.get(compiler.name),
             "c_name": self.c_name(variant) if is_micro else None,

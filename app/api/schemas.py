@@ -1,12 +1,13 @@
 """What the api answers with, made from rows."""
 
+import re
 from datetime import datetime
 from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel
 
 from app.domain.budgets import Verdict
-from app.domain.edgetpu import EdgeTpuAdvice, EdgeTpuFigures, EdgeTpuMemory, EdgeTpuOp
+from app.domain.edgetpu import CompilerReport, EdgeTpuAdvice, EdgeTpuMemory, EdgeTpuOp
 from app.domain.ethos_u import EthosUReport
 from app.domain.jobs import Status
 from app.domain.metrics import Metrics
@@ -145,8 +146,24 @@ def _upload(row: ModelRow | DatasetRow) -> dict[str, Any]:
     return {name: getattr(row, name) for name in names}
 
 
-# Kind of artifact -> which of its variant's metrics are its own.
-METRICS_OF_KIND = {"edgetpu_tflite": "edgetpu", "ethos_u_tflite": "ethos_u", "c_array": "micro"}
+_SEGMENT = re.compile(r"_segment_(\d+)_of_\d+_edgetpu\.tflite$")
+
+
+def told_of(row: ArtifactRow, metrics: dict[str, Any]) -> dict[str, Any] | None:
+    """What the target's tool told of this file, of all that its variant's metrics hold."""
+    found: dict[str, Any] | None
+    match row.kind:
+        case "edgetpu_tflite":
+            found = (metrics.get("edgetpu") or {}).get("compiler")
+            segment = _SEGMENT.search(row.file_name)
+            return found["segments"][int(segment[1])] if found and segment else found
+        case "ethos_u_tflite":
+            found = metrics.get("ethos_u")
+        case "c_array":
+            found = metrics.get("micro")
+        case _:
+            found = None
+    return found
 
 
 class ArtifactRead(BaseModel):
@@ -160,24 +177,16 @@ class ArtifactRead(BaseModel):
     sha256: str
     size_bytes: int
     gzip_size_bytes: int
-    metrics: EdgeTpuFigures | EthosUReport | MicroReport | None
+    metrics: CompilerReport | EthosUReport | MicroReport | None
     created_at: datetime
 
     @staticmethod
     def of(row: ArtifactRow, variant: VariantRow) -> "ArtifactRead":
-        metrics = Metrics.model_validate(variant.metrics) if variant.metrics else None
-        told = getattr(metrics, METRICS_OF_KIND.get(row.kind, ""), None)
-        return ArtifactRead(
-            id=row.id,
-            job=row.job_id,
-            variant=row.variant_id,
-            kind=row.kind,
-            file_name=row.file_name,
-            sha256=row.sha256,
-            size_bytes=row.size_bytes,
-            gzip_size_bytes=row.gzip_size_bytes,
-            metrics=told,
-            created_at=row.created_at,
+        names = ("id", "kind", "file_name", "sha256", "size_bytes", "gzip_size_bytes", "created_at")
+        return ArtifactRead.model_validate(
+            {name: getattr(row, name) for name in names}
+            | {"job": row.job_id, "variant": row.variant_id}
+            | {"metrics": told_of(row, variant.metrics or {})}
         )
 
 

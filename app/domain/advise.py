@@ -31,6 +31,7 @@ class Limits(BaseModel):
     max_gzip_size_bytes: int | None = None
     max_size_ratio: float | None = None
     max_latency_ratio: float | None = None
+    max_flash_bytes: int | None = None
 
 
 class Situation(BaseModel):
@@ -182,6 +183,8 @@ def _limited(recipe: str, situation: Situation) -> Iterable[tuple[str, float, Ra
         # The float32 file is its weights and little else; the download some 8 % less.
         size = 4 * situation.parameters
         ranges["max_size_bytes"] = _times(size, figures.size_ratio)
+        # As a C array, the file is what lies in flash.
+        ranges["max_flash_bytes"] = ranges["max_size_bytes"]
         ranges["max_gzip_size_bytes"] = _times(0.92 * size, figures.gzip_size_ratio)
     for name, limit in situation.limits.model_dump(exclude_none=True).items():
         if (found := ranges.get(name)) is not None:
@@ -371,8 +374,9 @@ def _notes(situation: Situation) -> list[str]:
         notes.append(
             "max_accuracy_drop cannot be judged without labels; the budget min_agreement can."
         )
-    bytes_asked = situation.limits.max_size_bytes or situation.limits.max_gzip_size_bytes
-    if bytes_asked is not None and situation.parameters is None:
+    limits = situation.limits
+    asked = (limits.max_size_bytes, limits.max_gzip_size_bytes, limits.max_flash_bytes)
+    if any(asked) and situation.parameters is None:
         notes.append("Limits in bytes were not weighed: the model's size is not known.")
     return notes
 

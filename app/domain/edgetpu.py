@@ -1,8 +1,8 @@
 """Edge TPU: what maps to it and what the compiler reports, shared by the API and the workers."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from app.domain.problems import Problem
 
@@ -98,6 +98,12 @@ class CompileOptions(BaseModel):
     search_delegate: bool = False
     delegate_search_step: int | None = Field(default=None, ge=1)
     timeout_s: float = Field(default=300, gt=0, le=3600, description="Of each of two runs at most.")
+
+    @model_validator(mode="after")
+    def _steps_are_of_a_search(self) -> Self:
+        if self.delegate_search_step is not None and not self.search_delegate:
+            raise ValueError("delegate_search_step is of search_delegate: set that too")
+        return self
 
 
 class CompilerRow(BaseModel):

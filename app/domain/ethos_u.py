@@ -146,4 +146,12 @@ def platform(accelerator: str, options: EthosUOptions) -> Platform:
             f"The system configuration {system} is not one for {accelerator}.",
             f"Leave `system_config` out to get {usual.system_config}.",
         )
-    return Platform(system, options.memory_mode or usual.memory_mode)
+    mode = options.memory_mode or usual.memory_mode
+    # An Ethos-U55 has no DRAM behind it, which the modes with SRAM of its own are for.
+    if family == "ethos-u55" and mode.startswith("Dedicated_Sram"):
+        raise WorkError(
+            "invalid_options",
+            f"The memory mode {mode} is not one for {accelerator}.",
+            "Take Shared_Sram or Sram_Only, or leave `memory_mode` out.",
+        )
+    return Platform(system, mode)

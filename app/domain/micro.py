@@ -157,7 +157,7 @@ class MicroReport(BaseModel):
 def identifier(name: str) -> str:
     """A name that C takes, without what the language keeps for itself (leading and double
     underscores); its suffixes keep it apart from keywords."""
-    found = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")[:60].rstrip("_")
+    found = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")[:100].rstrip("_")
     if not found:
         return "model"
     return f"model_{found}" if found[0].isdigit() else found

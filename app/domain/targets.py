@@ -8,8 +8,8 @@ from typing import Any, Literal, get_args
 from pydantic import BaseModel, ValidationError
 
 from app.domain.edgetpu import CompileOptions
-from app.domain.ethos_u import EthosUOptions
-from app.domain.problems import Note
+from app.domain.ethos_u import EthosUOptions, platform
+from app.domain.problems import Note, WorkError
 from app.domain.recipes import InvalidRecipe, Step, Variant, all_recipes, number_format
 
 TargetId = Literal[
@@ -248,8 +248,13 @@ def options_of(target: TargetId, given: dict[str, Any]) -> CompileOptions | Etho
             raise ValueError(f"target '{target}' has no options")
         return None
     try:
-        return options.model_validate(given)
+        found = options.model_validate(given)
+        if isinstance(found, EthosUOptions):
+            platform(target, found)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        raise ValueError(f"{where}: {first['msg']}") from None
+        raise ValueError(f"{where}: {first['msg']}" if where else first["msg"]) from None
+    except WorkError as error:
+        raise ValueError(f"{error.message} {error.hint}") from None
+    return found

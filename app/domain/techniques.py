@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from app.domain.recipes import STEP_TYPES
+from app.domain.targets import PROFILES, family
 
 POST_TRAINING = "https://ai.google.dev/edge/litert/models/post_training_quantization"
 TOOLKIT = "https://www.tensorflow.org/model_optimization/guide"
@@ -36,7 +37,18 @@ class Technique(BaseModel):
 
 
 def _technique(id_: str, **facts: Any) -> Technique:
-    return Technique(id=id_, options=STEP_TYPES[id_].model_json_schema(), **facts)
+    schema = STEP_TYPES[id_].model_json_schema()
+    return Technique(id=id_, options=schema, hardware=_hardware(id_), **facts)
+
+
+def _hardware(technique: str) -> list[str]:
+    """The kinds of hardware of which a target takes recipes with the technique."""
+    kinds = {
+        family(profile.id): None
+        for profile in PROFILES.values()
+        if any(technique in recipe.split("+") for recipe in profile.recipes)
+    }
+    return list(kinds)
 
 
 TECHNIQUES: tuple[Technique, ...] = (
@@ -48,7 +60,6 @@ TECHNIQUES: tuple[Technique, ...] = (
         size_reduction="50 %",
         accuracy="no loss that matters",
         latency="about that of float32 on a CPU; faster on a GPU",
-        hardware=["cpu", "gpu"],
         source=POST_TRAINING,
     ),
     _technique(
@@ -59,7 +70,6 @@ TECHNIQUES: tuple[Technique, ...] = (
         size_reduction="up to 75 %",
         accuracy="small loss",
         latency="faster on ARM CPUs; on x86 it can be slower than float32: measure it",
-        hardware=["cpu"],
         source=POST_TRAINING,
     ),
     _technique(
@@ -70,7 +80,6 @@ TECHNIQUES: tuple[Technique, ...] = (
         size_reduction="up to 75 %",
         accuracy="small loss; sequential bias correction wins some of it back",
         latency="2 to 3 times faster on a CPU",
-        hardware=["cpu", "gpu", "edgetpu", "microcontroller"],
         source=POST_TRAINING,
     ),
     _technique(
@@ -81,7 +90,6 @@ TECHNIQUES: tuple[Technique, ...] = (
         size_reduction="up to 75 %",
         accuracy="close to float32 where int8 activations lose too much",
         latency="slow: reference kernels on most hardware",
-        hardware=["cpu", "ethos-u", "microcontroller"],
         source=POST_TRAINING,
     ),
     _technique(
@@ -92,7 +100,6 @@ TECHNIQUES: tuple[Technique, ...] = (
         size_reduction="of the download (gzip), by the zeros; of the file with sparse_encoding",
         accuracy="small loss up to about 50 to 80 % zeros",
         latency="unchanged without a sparse kernel",
-        hardware=["cpu"],
         notes=[
             "By itself it makes neither the file smaller nor the model faster: what it saves shows"
             " when the file is compressed.",
@@ -108,7 +115,6 @@ TECHNIQUES: tuple[Technique, ...] = (
         size_reduction="of the download (gzip), by the repeated weights; not of the file",
         accuracy="small loss at 16 clusters or more",
         latency="unchanged",
-        hardware=["cpu"],
         notes=[
             "After prune, one of the clusters is zero: the zeros stay.",
             "With int8 or qat after it, each output channel of a kernel has at most so many"
@@ -126,7 +132,6 @@ TECHNIQUES: tuple[Technique, ...] = (
         size_reduction="up to 75 %",
         accuracy="smallest loss of the 8-bit techniques",
         latency="2 to 3 times faster on a CPU",
-        hardware=["cpu", "gpu", "edgetpu", "microcontroller"],
         notes=[
             "Layers that it cannot train quantized are quantized after training, or stay float;"
             " the variant's notes name them.",

@@ -48,6 +48,7 @@ class AdviseRequest(BaseModel):
     max_gzip_size_bytes: int | None = Field(default=None, ge=1)
     max_size_ratio: float | None = Field(default=None, gt=0)
     max_latency_ratio: float | None = Field(default=None, gt=0)
+    max_flash_bytes: int | None = Field(default=None, ge=1)
     preprocessing: Preprocessing | None = None
 
 

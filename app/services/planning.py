@@ -14,7 +14,7 @@ from app.domain.budgets import MICRO, NEED_DATA, NEED_LABELS
 from app.domain.jobs import JobSpec
 from app.domain.recipes import InvalidRecipe, Variant, parse_variant
 from app.domain.splits import Role, plan_splits
-from app.domain.targets import fitted
+from app.domain.targets import PROFILES, fitted
 from app.domain.work import DatasetFacts, ModelFacts, Preprocessing
 from app.errors import FieldError, ServiceError, invalid
 from app.tables import DatasetRow, ModelRow, Upload
@@ -271,6 +271,13 @@ def _check_input_shapes(spec: JobSpec, model: ModelFacts) -> None:
         if not fits:
             raise invalid(
                 "shape_mismatch", field, f"{shape} does not fit the model's {known[name]}"
+            )
+        if PROFILES[spec.target].fixed_batch and known[name][0] == -1 and shape[0] != 1:
+            raise invalid(
+                "shape_mismatch",
+                field,
+                f"target '{spec.target}' takes a batch of 1, not of {shape[0]}",
+                "Give the shape with a batch of 1.",
             )
 
 

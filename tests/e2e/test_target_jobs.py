@@ -162,8 +162,8 @@ def test_the_edge_tpu_with_its_compiler(
     assert variant["status"] == "succeeded", variant
     (compiled,) = artifacts(variant, "edgetpu_tflite")
     assert compiled["file_name"] == "digits-int8_edgetpu.tflite"
-    told = compiled["metrics"]
-    assert told == variant["metrics"]["edgetpu"]
+    told = variant["metrics"]["edgetpu"]
+    assert compiled["metrics"] == told["compiler"]
     assert (told["measured_by"], told["mapped"], told["cpu"]) == ("compiler", 2, 1)
     assert told["compiler"]["on_chip_bytes"] == 3072
     assert told["compiler"]["version"].startswith("16.0.")
@@ -176,6 +176,12 @@ def test_the_edge_tpu_with_its_compiler(
     assert [one["file_name"] for one in artifacts(parted, "edgetpu_tflite")] == [
         "digits-int8_segment_0_of_2_edgetpu.tflite",
         "digits-int8_segment_1_of_2_edgetpu.tflite",
+    ]
+    own = [one["metrics"] for one in artifacts(parted, "edgetpu_tflite")]
+    assert own == parted["metrics"]["edgetpu"]["compiler"]["segments"]
+    assert [report["output"] for report in own] == [
+        "model_segment_0_of_2_edgetpu.tflite",
+        "model_segment_1_of_2_edgetpu.tflite",
     ]
 
 
@@ -197,6 +203,8 @@ def test_a_compiler_that_fails_fails_its_variant_alone(
     (variant,) = job["variants"]
     assert (variant["status"], variant["error"]["code"]) == ("failed", code)
     assert variant["error"]["hint"]
+    if does == "activations":
+        assert "Compilation failed!" in variant["error"]["log_tail"]
     scenario.write_text("success")
     again = service.http.post(f"/v1/jobs/{job['id']}/retry").json()
     assert service.job(again["id"], wait=60)["status"] == "succeeded"

@@ -21,6 +21,7 @@ from workers.engine.samples import Batch
 from workers.engine.targets import edgetpu, edgetpu_compiler, ethos_u, micro
 from workers.engine.targets.c_array import c_array
 
+_MAX_NAME = 200
 _NAMED = 5  # operators told by name before "and N more"
 
 
@@ -54,7 +55,7 @@ def _edgetpu(content: bytes, work: TargetWork, directory: Path) -> Built:
     foreseen = AnalysisOptions(multiple_subgraphs=options.multiple_subgraphs)
     if work.version is not None:
         foreseen = foreseen.model_copy(update={"compiler": work.version})
-    analysis = edgetpu.analyze(content, foreseen.compiler, foreseen.multiple_subgraphs)
+    analysis = _short(edgetpu.analyze(content, foreseen.compiler, foreseen.multiple_subgraphs))
     if work.executable is None or work.version is None:
         figures = EdgeTpuFigures(
             mapped=analysis.mapped, cpu=analysis.cpu, measured_by="prediction", analysis=analysis
@@ -86,6 +87,12 @@ def _edgetpu(content: bytes, work: TargetWork, directory: Path) -> Built:
         notes=_compiled(compiled.report, mapped, on_cpu),
         tools={"edgetpu_compiler": work.version},
     )
+
+
+def _short(analysis: EdgeTpuAnalysis) -> EdgeTpuAnalysis:
+    """Names of fused operators may run to thousands of characters."""
+    ops = [op.model_copy(update={"layer": op.layer[:_MAX_NAME]}) for op in analysis.ops]
+    return analysis.model_copy(update={"ops": ops})
 
 
 def _counts(report: CompilerReport) -> tuple[int | None, int | None]:

@@ -18,7 +18,7 @@ def c_array(content: bytes, name: str, arena_bytes: int | None) -> tuple[str, st
     operators that the firmware has to register. Raises WorkError `invalid_model`.
     """
     name = identifier(name)
-    return _source(content, name), _header(content, name, arena_bytes)
+    return _source(content, name, arena_bytes), _header(content, name, arena_bytes)
 
 
 def _header(content: bytes, name: str, arena_bytes: int | None) -> str:
@@ -59,13 +59,15 @@ extern const uint8_t {name}_data[{upper}_SIZE_BYTES];
 """
 
 
-def _source(content: bytes, name: str) -> str:
+def _source(content: bytes, name: str, arena_bytes: int | None) -> str:
     lines = (
         "    " + " ".join(map(_BYTES.__getitem__, content[start : start + _PER_LINE]))
         for start in range(0, len(content), _PER_LINE)
     )
     data = "\n".join(lines)
+    arena = "not measured" if arena_bytes is None else f"{arena_bytes} bytes"
     return f"""\
+/* {len(content)} bytes; tensor arena: {arena}. */
 #include "{name}.h"
 
 #ifndef __cplusplus

@@ -64,7 +64,7 @@ def compile(
         (work / "model.tflite").write_bytes(content)
         command = [executable, *arguments, "-o", str(work), str(work / "model.tflite")]
         code, text = _run(command, work, options.timeout_s, limit)
-        if attempt == 1 and INTERNAL_ERROR in text:
+        if attempt == 1 and INTERNAL_ERROR in text and not parse_stdout(text).success:
             continue
         break
     report = parse_stdout(text)
