@@ -312,7 +312,9 @@ def _outcome(child: Child, directory: Path, starved: int) -> dict[str, Any]:
     error, result = directory / "error.json", directory / "result.json"
     if status == 0 and error.exists():
         problem = Problem.model_validate_json(error.read_bytes())
-        raise _final(problem.code, problem.message, problem.hint)
+        told = _final(problem.code, problem.message, problem.hint)
+        told.log_tail = problem.log_tail
+        raise told
     if status == 0 and result.exists():
         loaded: dict[str, Any] = json.loads(result.read_bytes())
         return loaded

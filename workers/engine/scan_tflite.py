@@ -19,6 +19,8 @@ MAX_ELEMENTS = 2**34
 REPEAT_HINT = "Upload the file again; check its size and checksum against the original."
 # Custom operators that the LiteRT interpreter brings along.
 KNOWN_CUSTOM = frozenset({"TFLite_Detection_PostProcess"})
+# Operators that compilers leave for their chips.
+COMPILED = {"ethos-u": "an Arm Ethos-U", "edgetpu-custom-op": "the Edge TPU"}
 
 TYPE_NAMES: dict[int, str] = {
     value: name.lower() for name, value in vars(schema.TensorType).items() if name.isupper()
@@ -137,6 +139,13 @@ def _check_operators(model: Any) -> None:
     unknown = sorted(names - KNOWN_CUSTOM)
     if not unknown:
         return
+    if compiled := sorted(names & COMPILED.keys()):
+        raise WorkError(
+            "already_compiled",
+            f"the file is compiled for {COMPILED[compiled[0]]} already: it holds the operator"
+            f" {compiled[0]}",
+            "Upload the float32 model that it was made from.",
+        )
     flex = [name.removeprefix("Flex") for name in unknown if name.startswith("Flex")]
     if flex:
         raise WorkError(

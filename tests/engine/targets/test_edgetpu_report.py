@@ -115,6 +115,23 @@ def test_segments_are_summed():
     assert not failed.success
 
 
+def test_models_that_were_compiled_together():
+    block = WHOLE.split("\n\n")[2]
+    text = "Models compiled successfully in 30 ms.\n\n" + block + "\n" + block
+    report = parse_stdout(text)
+    assert report.success
+    assert [each.ops for each in report.segments] == [9, 9]
+    assert report.compile_ms == 30
+
+
+def test_rows_as_they_are_quoted_in_posts():
+    text = "> ADD  2\tMapped to Edge TPU\n> TRANSPOSE 1 Operation not supported\n> 3 lines more"
+    assert [(row.operator, row.count, row.reason) for row in parse_log(text).rows] == [
+        ("ADD", 2, "mapped"),
+        ("TRANSPOSE", 1, "unsupported_operation"),
+    ]
+
+
 def test_a_log():
     report = parse_log(LOG)
     assert report.success
@@ -144,6 +161,10 @@ def test_a_status_that_is_new():
     assert reason_of("The moon is in the wrong quarter") == "unknown"
     assert reason_of("Tensor has unsupported rank (up to 3 innermost dimensions mapped)") == (
         "unsupported_rank"
+    )
+    assert reason_of("Only Strided-Slice with unitary strides supported") == "limitation"
+    assert reason_of("For example, a fully-connected or softmax layer with 2D output") == (
+        "limitation"
     )
     assert reason_of("Image-interpolation layer won't run precisely enough on Edge TPU") == (
         "imprecise_resize"

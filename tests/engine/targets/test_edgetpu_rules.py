@@ -59,6 +59,20 @@ def test_versions_that_are_not_mapped():
     assert told(half_pixel, "16.0.384591198") == ["mapped"]
 
 
+def test_dense_layers_that_keep_their_dimensions():
+    def dense(version):
+        b = Int8()
+        x = b.activation("x", [1, 8])
+        w = b.constant("w", np.ones((3, 8), np.int8), 0.1)
+        y = b.activation("y", [1, 3])
+        b.op("FULLY_CONNECTED", [x, w, -1], [y], schema.FullyConnectedOptionsT(), version)
+        return b.build([x], [y])
+
+    assert told(dense(4), "14.1.317412892") == ["mapped"]
+    assert told(dense(5), "14.1.317412892") == ["unsupported_version"]
+    assert told(dense(5), "16.0.384591198") == ["mapped"]
+
+
 def test_runtime_that_is_too_old():
     content = single("PRELU")
     transposed = single("TRANSPOSE", to=(1, 4, 4, 4), operands=[[0, 2, 1, 3]])
@@ -167,6 +181,13 @@ def test_lists_of_scores_that_are_too_large():
     assert told(single("LOGISTIC", (1, 49_104, 90))) == ["too_large"]
     assert told(single("LOGISTIC", (1, 512, 512, 64))) == ["mapped"]
 
+    def reshaped(size):
+        to = (1, size * size * 9, 90)
+        return told(single("RESHAPE", (1, size, size, 810), to, operands=[to]))
+
+    assert reshaped(56) == ["mapped"]
+    assert reshaped(80) == ["too_large"]
+
 
 @pytest.mark.parametrize(
     ("name", "axes", "shape", "to", "expected"),
@@ -182,6 +203,12 @@ def test_lists_of_scores_that_are_too_large():
 )
 def test_reductions(name, axes, shape, to, expected):
     assert told(single(name, shape, to, operands=[axes])) == [expected]
+
+
+def test_maxima_are_older_than_minima():
+    for name, expected in (("REDUCE_MAX", "mapped"), ("REDUCE_MIN", "newer_runtime")):
+        content = single(name, (1, 7, 7, 30), (1, 30), operands=[[1, 2]])
+        assert told(content, "14.1.317412892") == [expected]
 
 
 def test_padding():
@@ -238,10 +265,20 @@ def test_slopes_of_prelu_differ_by_channel_only():
         assert told(b.build([x], [y])) == [expected]
 
 
-def test_transposing_keeps_channels_innermost():
-    for order, expected in (([0, 2, 1, 3], "mapped"), ([0, 3, 1, 2], "limitation")):
-        content = single("TRANSPOSE", to=(1, 4, 4, 4), operands=[order])
+def test_transposing_much():
+    for size, expected in ((196, "mapped"), (784, "limitation")):
+        to = (1, 3, size, 85)
+        assert told(single("TRANSPOSE", (1, size, 3, 85), to, operands=[[0, 2, 1, 3]])) == [
+            expected
+        ]
+    channels_first = [0, 3, 1, 2]
+    for size, expected in ((24, "mapped"), (80, "limitation")):
+        to = (1, 144, size, size)
+        content = single("TRANSPOSE", (1, size, size, 144), to, operands=[channels_first])
         assert told(content) == [expected]
+    # No value moves where only sizes of 1 change places.
+    still = single("TRANSPOSE", (1, 1, 784, 255), (1, 784, 1, 255), operands=[[0, 2, 1, 3]])
+    assert told(still) == ["mapped"]
 
 
 def test_squeezing_for_old_runtimes():

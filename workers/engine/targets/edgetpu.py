@@ -14,6 +14,7 @@ from workers.engine.targets import edgetpu_rules as rules
 from workers.engine.targets import edgetpu_versions as versions
 from workers.engine.targets.edgetpu_advice import advise
 from workers.engine.targets.edgetpu_use import MESSAGES, Verdict
+from workers.engine.targets.ethos_u import check_not_compiled
 from workers.engine.tensors import Tensor
 
 COMPILED = "edgetpu-custom-op"
@@ -35,13 +36,9 @@ def analyze(
     Raises WorkError `corrupt_file`, `invalid_model`, `already_compiled` or `not_quantized`.
     """
     scan_tflite.check_structure(content)
-    graph = inspect_tflite.parse(content).main
-    if any(op.name == COMPILED for op in graph.ops):
-        raise WorkError(
-            "already_compiled",
-            f"The file is compiled for the Edge TPU already: it holds the operator '{COMPILED}'.",
-            "Send the .tflite file that it was compiled from.",
-        )
+    whole = inspect_tflite.parse(content)
+    check_not_compiled(whole)
+    graph = whole.main
     _check_quantized(graph)
     verdicts = [_verdict(graph, op, compiler) for op in graph.ops]
     parts = partition(graph, [verdict is None for verdict in verdicts])

@@ -37,7 +37,7 @@ _USES = {
     "MEAN": "Average in steps: a smaller average pooling first, then the mean.",
     "RESIZE_BILINEAR": "Resize to fewer values, or leave the last resize to the program.",
     "RESIZE_NEAREST_NEIGHBOR": "Resize to fewer values, or leave the last resize to the program.",
-    "TRANSPOSE": "Keep channels innermost (NHWC) throughout the model.",
+    "TRANSPOSE": "Keep channels innermost (NHWC) throughout, so that nothing large is transposed.",
 }
 
 
@@ -62,7 +62,10 @@ def _advice(op: EdgeTpuOp) -> str | None:
             if op.name.startswith("RESIZE"):
                 return "Compile with release 16, or resize without half_pixel_centers."
             if op.name == "FULLY_CONNECTED":
-                return "Quantize dense layers per tensor, which writes a lower version."
+                return (
+                    "Quantize dense layers per tensor, and give them inputs of two dimensions"
+                    " (Flatten or Reshape before them); both write a lower version."
+                )
             return "Convert with TensorFlow 2.8 or before, which writes a lower version."
         case "unsupported_rank":
             return "Fix the batch to 1 and keep to three sizes over 1 (height, width, channels)."

@@ -10,9 +10,11 @@ from app.domain.edgetpu import CompilerReport, CompilerRow, ReasonCode
 
 _UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 _SIZE = re.compile(r"([\d.]+) ?(B|KiB|MiB|GiB)$")
-_ROW = re.compile(r"^\s*([A-Za-z][\w-]*)\s{2,}(\d+)\s{2,}(\S.*?)\s*$")
+# Pasted into a post, a row may be quoted (">") and its columns may be one space or tab apart.
+_ROW = re.compile(r"^[\s>]*([A-Z][A-Z0-9_]+)\s+(\d+)\s+(\S.*?)\s*$")
 _VERSION = re.compile(r"Edge TPU Compiler version (\S+)")
-_COMPILED = re.compile(r"Model compiled successfully in (\d+) ms")
+_COMPILED = re.compile(r"Models? compiled successfully in (\d+) ms")
+_INPUT = re.compile(r"^[\s>]*Input model:", re.MULTILINE)
 _RUNTIME = re.compile(r"[Mm]in(?:imum|_)?\s?runtime[_ ]version:?\s+(\d+)")
 
 _SIZES = {
@@ -44,6 +46,10 @@ _STATUSES: tuple[tuple[str, ReasonCode], ...] = (
     ("version not supported", "unsupported_version"),
     ("runtime version", "newer_runtime"),
     ("unsupported rank", "unsupported_rank"),
+    # Of releases before 16: "Only Strided-Slice with unitary strides supported" and "For example,
+    # a fully-connected or softmax layer with 2D output" (google-coral/edgetpu issue 27).
+    ("unitary strides", "limitation"),
+    ("2d output", "limitation"),
     ("not constant", "not_constant"),
     ("dynamic", "dynamic_tensor"),
     ("precise", "imprecise_resize"),
@@ -56,11 +62,15 @@ _STATUSES: tuple[tuple[str, ReasonCode], ...] = (
 
 
 def parse_stdout(text: str) -> CompilerReport:
-    """What the program printed. Where it compiled several segments, the sums, and each of them.
+    """What the program printed. Of several segments or models, the sums, and each of them.
 
     Text that is no output of the compiler gives `success` False and None everywhere.
     """
     starts = [match.start() for match in _COMPILED.finditer(text)]
+    inputs = [match.start() for match in _INPUT.finditer(text)]
+    if len(starts) == 1 and len(inputs) > 1:
+        # Models that were compiled together share one line of success.
+        starts += inputs[1:]
     version = _VERSION.search(text)
     if not starts:
         return CompilerReport(version=version.group(1) if version else None, success=False)
@@ -97,7 +107,7 @@ def _block(text: str) -> CompilerReport:
     rows = []
     available = None
     for line in text.splitlines():
-        key, _, value = (part.strip() for part in line.partition(":"))
+        key, _, value = (part.strip(" \t>") for part in line.partition(":"))
         key = key.lower()
         if key in _SIZES and (size := _bytes(value)) is not None:
             found[_SIZES[key]] = size

@@ -34,7 +34,9 @@ SUPPORTED: dict[str, int] = {
     "PRELU": 13,
     # The table says 13; files made for runtime 12 hold it inside their mapped part all the same.
     "QUANTIZE": 12,
-    "REDUCE_MAX": 14,
+    # The table says 14; release 14.1, for runtime 13, maps it
+    # (https://github.com/maxbbraun/thermal-face/issues/2).
+    "REDUCE_MAX": 13,
     "REDUCE_MIN": 14,
     "RELU": 10,
     "RELU6": 10,
@@ -88,8 +90,11 @@ _LOADED_2 = _LOADED_16 | {
 }
 
 # Operator -> the highest version that is mapped, where the interpreter loads higher ones.
-# Version 3 of the resizes is the one with half_pixel_centers (or align_corners where integer).
-_MAPPED_BEFORE_16 = {"RESIZE_BILINEAR": 2, "RESIZE_NEAREST_NEIGHBOR": 2}
+# Version 3 of the resizes is the one with half_pixel_centers (or align_corners where integer),
+# version 5 of the dense layer the one that keeps a third dimension; a file holds the highest
+# version of an operator for all its uses. Refused as "Operation version not supported" by release
+# 14.1 (https://github.com/google-coral/edgetpu/issues/420 and logs in public repositories).
+_MAPPED_BEFORE_16 = {"FULLY_CONNECTED": 4, "RESIZE_BILINEAR": 2, "RESIZE_NEAREST_NEIGHBOR": 2}
 
 
 def release(compiler: str) -> int:

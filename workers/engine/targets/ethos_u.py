@@ -24,11 +24,11 @@ from app.domain.ethos_u import (
 from app.domain.problems import Note, WorkError
 from workers.engine import inspect_tflite
 from workers.engine.inspect_tflite import Graph, Subgraph
+from workers.engine.scan_tflite import COMPILED
 from workers.engine.targets import commands
 from workers.engine.targets.commands import Ended
 
 NPU_OPERATOR = "ethos-u"
-_COMPILED = {NPU_OPERATOR: "an Arm Ethos-U", "edgetpu-custom-op": "the Edge TPU"}
 _QUANTIZED = frozenset({"int8", "uint8", "int16"})
 _CONVERSIONS = frozenset({"QUANTIZE", "DEQUANTIZE"})
 # Room for the compiled file and the log: a compiled file has about the size of its source.
@@ -124,10 +124,10 @@ def check_not_compiled(graph: Graph) -> None:
     """Raises WorkError `already_compiled` for a file that a compiler has made for a chip."""
     for sub in graph.subgraphs:
         for op in sub.ops:
-            if op.name in _COMPILED:
+            if op.name in COMPILED:
                 raise WorkError(
                     "already_compiled",
-                    f"The file is compiled for {_COMPILED[op.name]} already: it holds the operator"
+                    f"The file is compiled for {COMPILED[op.name]} already: it holds the operator"
                     f" {op.name}.",
                     "Give the quantized .tflite that it was compiled from.",
                 )
