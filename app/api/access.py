@@ -9,6 +9,8 @@ from app.config import is_loopback
 from app.principal import OPERATOR
 
 PUBLIC = {"/healthz", "/readyz"}
+# What the protocol of uploads can do here: asked before anything else, by browsers without a key.
+OPEN = {("OPTIONS", "/v1/uploads")}
 # The whole service in figures, over all tenants.
 OPERATORS = {"/metrics"}
 ADMIN = re.compile(r"/v1/(keys|audit|webhooks)(/|$)")
@@ -21,13 +23,13 @@ FORWARDED = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip", "v
 def scope_of(method: str, path: str) -> str | None:
     """The scope that an operation needs, by its method and its path as the route has it; None
     where it is open to all. What is not named here needs more rather than less."""
-    if path in PUBLIC:
+    if path in PUBLIC or (method, path) in OPEN:
         return None
     if path in OPERATORS:
         return OPERATOR
     if ADMIN.match(path):
         return "admin"
-    if method in ("GET", "HEAD", "OPTIONS") or (method, path) in READING:
+    if method in ("GET", "HEAD") or (method, path) in READING:
         return "read"
     return "write"
 

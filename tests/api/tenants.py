@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,12 @@ import httpx
 from fastapi import FastAPI
 from fastapi.routing import iter_route_contexts
 
+from app.api.resumable import MEDIA_TYPE
 from app.config import Settings
 from app.db import Database
 from app.domain.edgetpu import AnalysisOptions
 from app.main import create_app
-from app.services import jobs, keys, webhooks
+from app.services import jobs, keys, partial, webhooks
 from app.storage import open_storage, store_bytes
 from app.tables import (
     AnalysisRow,
@@ -24,6 +26,7 @@ from app.tables import (
     JobRow,
     KeyRow,
     ModelRow,
+    PartialRow,
     VariantRow,
     new_id,
     now,
@@ -57,6 +60,9 @@ class World:
 
     def send(self, method: str, path: str, key: str | None, **more: Any) -> httpx.Response:
         headers = {"authorization": f"Bearer {key}"} if key else {}
+        if path.startswith("/v1/uploads"):
+            headers |= {"tus-resumable": "1.0.0", "content-type": MEDIA_TYPE}
+            headers |= {"upload-offset": "0"} if method == "PATCH" else {}
         headers |= more.pop("headers", {})
         return self.loop.run(self.http.request(method, path, headers=headers, **more))
 
@@ -94,7 +100,8 @@ def world(database: Database, folder: Path, **settings: Any) -> Iterator[World]:
 
 def furnish(settings: Settings, database: Database, name: str) -> Tenant:
     tenant = Tenant(name)
-    stored = store_bytes(open_storage(settings), b"    TFL3 of " + name.encode())
+    storage = open_storage(settings)
+    stored = store_bytes(storage, b"    TFL3 of " + name.encode())
     file: dict[str, Any] = {"sha256": stored.sha256, "size_bytes": stored.size_bytes}
     with database.write() as session:
         for scopes in ([], ["read"], ["write"], ["admin"]):
@@ -129,7 +136,12 @@ def furnish(settings: Settings, database: Database, name: str) -> Tenant:
             )
             for position, label, artifacts in ((-1, "baseline", []), (0, "float16", [artifact]))
         ]  # fmt: skip
-        session.add_all([model, dataset, analysis, job])
+        upload = PartialRow(
+            id=new_id("upl"), tenant_id=name, kind="model", name=f"upload of {name}", length=10,
+            upload_metadata="", expires_at=now() + timedelta(days=1),
+        )  # fmt: skip
+        partial.begin(storage, upload.id)
+        session.add_all([model, dataset, analysis, job, upload])
         hook = webhooks.create(session, name, "https://127.0.0.1:9/", ["job.finished"], "")
         session.flush()
         delivery = webhooks.send(session, hook, "job.finished", {"id": job.id})
@@ -138,6 +150,7 @@ def furnish(settings: Settings, database: Database, name: str) -> Tenant:
         tenant.ids |= {
             "models": model.id, "datasets": dataset.id, "analyses": analysis.id, "jobs": job.id,
             "artifacts": artifact.id, "webhooks": hook.id, "deliveries": delivery.id,
+            "uploads": upload.id,
         }  # fmt: skip
     return tenant
 

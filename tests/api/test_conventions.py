@@ -171,7 +171,7 @@ def test_the_service_tells_of_itself(service: Service, finished: dict[str, Any])
     ready = service.http.get("/readyz")
     assert ready.status_code == 200
     assert set(ready.json()["checks"].values()) == {"ok"}
-    assert set(ready.json()["checks"]) == {"database", "broker", "storage", "worker"}
+    assert set(ready.json()["checks"]) == {"database", "schema", "broker", "storage", "worker"}
     metrics = service.http.get("/metrics")
     assert metrics.headers["content-type"].startswith("text/plain")
     for line in (

@@ -21,7 +21,7 @@ OPEN = {
     ("GET", "/healthz"), ("HEAD", "/healthz"), ("GET", "/readyz"), ("HEAD", "/readyz"),
     ("GET", "/openapi.json"), ("HEAD", "/openapi.json"), ("GET", "/docs"), ("HEAD", "/docs"),
     ("GET", "/docs/oauth2-redirect"), ("HEAD", "/docs/oauth2-redirect"),
-    ("GET", "/redoc"), ("HEAD", "/redoc"),
+    ("GET", "/redoc"), ("HEAD", "/redoc"), ("OPTIONS", "/v1/uploads"),
 }  # fmt: skip
 # The scope that each needs, told here again: one side alone cannot be changed by mistake.
 ROUTES = {
@@ -34,7 +34,11 @@ ROUTES = {
     ("PUT", "/v1/datasets"): "write", ("GET", "/v1/datasets/{id}"): "read",
     ("DELETE", "/v1/datasets/{id}"): "write", ("GET", "/v1/datasets/{id}/content"): "read",
     ("HEAD", "/v1/datasets/{id}/content"): "read",
+    ("GET", "/v1/uploads"): "read", ("POST", "/v1/uploads"): "write",
+    ("GET", "/v1/uploads/{id}"): "read", ("HEAD", "/v1/uploads/{id}"): "read",
+    ("PATCH", "/v1/uploads/{id}"): "write", ("DELETE", "/v1/uploads/{id}"): "write",
     ("GET", "/v1/jobs"): "read", ("POST", "/v1/jobs"): "write", ("GET", "/v1/jobs/{id}"): "read",
+    ("DELETE", "/v1/jobs/{id}"): "write",
     ("POST", "/v1/jobs/{id}/cancel"): "write", ("POST", "/v1/jobs/{id}/retry"): "write",
     ("GET", "/v1/jobs/{id}/events"): "read", ("GET", "/v1/jobs/{id}/report"): "read",
     ("GET", "/v1/jobs/{id}/verdict"): "read", ("GET", "/v1/jobs/{id}/artifacts.zip"): "read",
@@ -55,7 +59,10 @@ ROUTES = {
     ("GET", "/v1/webhooks/{id}/deliveries/{delivery}"): "admin",
     ("POST", "/v1/webhooks/{id}/deliveries/{delivery}/replay"): "admin",
 }  # fmt: skip
-LISTS = ["/v1/models", "/v1/datasets", "/v1/jobs", "/v1/keys", "/v1/audit", "/v1/webhooks"]
+LISTS = [
+    "/v1/models", "/v1/datasets", "/v1/uploads", "/v1/jobs", "/v1/keys", "/v1/audit",
+    "/v1/webhooks",
+]  # fmt: skip
 # The strongest key that may not.
 TOO_WEAK = {"read": "none", "write": "read", "admin": "write", "operator": "write"}
 
@@ -86,7 +93,7 @@ def test_without_a_key_nothing_is_told(w: World) -> None:
             assert "litesmith keys create" in body["hint"]
     for method, path in sorted(OPEN):
         if path != "/readyz":
-            assert w.send(method, path, None).status_code == 200, (method, path)
+            assert w.send(method, path, None).is_success, (method, path)
     # No broker and no worker here: a stranger learns no more than that.
     checks = w.send("GET", "/readyz", None).json()["checks"]
     assert checks["broker"] == checks["worker"] == "failed: see the log"
@@ -173,10 +180,14 @@ def changes(w: World) -> list[tuple[str, str, str]]:
     model = call("POST", "/v1/models", content=TFLITE + b"!")
     call("PUT", "/v1/datasets", content=unique("put"))
     dataset = call("POST", "/v1/datasets", content=unique("post"))
+    upload = call("POST", "/v1/uploads", headers={"upload-length": "20"})
+    call("PATCH", "/v1/uploads/{id}", upload, content=b"half")
+    call("DELETE", "/v1/uploads/{id}", upload)
     spec = {"model": tenant.ids["models"], "variants": ["float16"]}
     job = call("POST", "/v1/jobs", json=spec)
     call("POST", "/v1/jobs/{id}/cancel", job)
     call("POST", "/v1/jobs/{id}/retry", job)
+    call("DELETE", "/v1/jobs/{id}", tenant.ids["jobs"])
     call("PUT", "/v1/analyze", content=TFLITE, params={"wait": 0})
     call("POST", "/v1/analyze", content=TFLITE + b"?", params={"wait": 0})
     call("DELETE", "/v1/models/{id}", model)

@@ -2,13 +2,16 @@
 
 import asyncio
 import threading
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
 from app.api import service
 from app.api.deps import Parts
 
-NO_PARTS: Parts = None  # type: ignore[assignment]
+# A service that asks for no keys, and nothing else of it.
+LOCAL = cast(Parts, SimpleNamespace(settings=SimpleNamespace(asks_for_keys=False)))
 
 
 def test_a_part_that_hangs_is_told_and_delays_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -26,7 +29,7 @@ def test_a_part_that_hangs_is_told_and_delays_no_other(monkeypatch: pytest.Monke
     monkeypatch.setattr(service, "ANSWER_S", 0.2)
 
     async def ask() -> dict[str, str]:
-        return {name: await service._told(name, NO_PARTS) for name in checks}
+        return {name: await service._told(name, LOCAL) for name in checks}
 
     told = asyncio.run(ask())
     answered.set()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import boto3
 import pytest
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from moto.server import ThreadedMotoServer
 from running import npz
@@ -16,6 +17,11 @@ from app.storage import open_storage
 
 TUS = {"Tus-Resumable": "1.0.0", "Content-Type": "application/offset+octet-stream"}
 DATASET = {"Upload-Metadata": f"kind {b64encode(b'dataset').decode()}"}
+
+
+def local(app: FastAPI) -> TestClient:
+    """A client on the service's own machine, which needs no key."""
+    return TestClient(app, base_url="http://127.0.0.1", client=("127.0.0.1", 50_000))
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +55,7 @@ def settings(request: pytest.FixtureRequest, tmp_path: Path, migrated_file: Path
 
 def test_each_request_may_go_to_another_process(settings: Settings) -> None:
     whole = npz(x=[[1, 2], [3, 4]])
-    with TestClient(create_app(settings)) as first, TestClient(create_app(settings)) as second:
+    with local(create_app(settings)) as first, local(create_app(settings)) as second:
         begin = TUS | DATASET | {"Upload-Length": str(len(whole))}
         path = first.post("/v1/uploads", headers=begin).headers["location"]
         for api, start, stop in ((second, 0, 100), (first, 100, 200), (second, 200, len(whole))):
@@ -68,7 +74,7 @@ def test_a_process_that_died_between_storing_and_telling(
     """The object is stored, the row knows its digest, and no dataset was made of it."""
     whole = npz(x=[[5, 6], [7, 8]])
     app = create_app(settings)
-    with TestClient(app) as api:
+    with local(app) as api:
         begin = TUS | DATASET | {"Upload-Length": str(len(whole))}
         path = api.post("/v1/uploads", headers=begin).headers["location"]
         storage = app.state.parts.storage
@@ -81,7 +87,7 @@ def test_a_process_that_died_between_storing_and_telling(
         monkeypatch.setattr(storage, "adopt", adopt_and_die)
         answer = api.patch(path, headers=TUS | {"Upload-Offset": "0"}, content=whole)
         assert answer.status_code == 500
-    with TestClient(create_app(settings)) as api:
+    with local(create_app(settings)) as api:
         assert api.head(path, headers=TUS).headers["upload-offset"] == str(len(whole))
         id_ = api.get(path).json()["dataset"]
         assert api.get(f"/v1/datasets/{id_}/content").content == whole
