@@ -40,7 +40,7 @@ def test_an_outcome_that_is_none(attacks: Attacks, outside: Path, name: str, lef
 def test_pipes_are_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "result.json")
     with pytest.raises(WorkError):
-        outcome(0, tmp_path)
+        outcome(0, tmp_path, starved=0)
 
 
 @pytest.mark.parametrize(
