@@ -27,8 +27,8 @@ test: setup  ## all tests
 	@start=$$(date +%s); $(BIN)/python -m pytest && \
 	echo "tests took $$(($$(date +%s) - start)) s"
 
-chaos: setup  ## 200 kills at random seeded moments, on SQLite and PostgreSQL; 20 to 30 minutes
-	@rm -rf build/chaos; $(BIN)/python -m pytest tests/chaos -m chaos $(CHAOS) && \
+chaos: setup  ## 200 kills at random seeded moments, and 500 damaged files; 20 to 30 minutes
+	@rm -rf build/chaos; $(BIN)/python -m pytest tests/chaos tests/attacks -m chaos $(CHAOS) && \
 	$(BIN)/python tests/chaos/figures.py build/chaos
 
 check: setup  ## style, types, dependency direction
