@@ -181,7 +181,9 @@ def _serve(settings: Settings) -> int:
         _ask_to_end(parts)
         # The broker, started first, ends last: the others say goodbye through it.
         for part in reversed(parts):
-            part.ask_to_end()
+            # Asked once each: to be asked again means to end at once.
+            if part.name == "broker":
+                part.ask_to_end()
             part.wait(STOP_S + settings.drain_s)
         typer.echo("stopped")
 

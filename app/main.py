@@ -1,5 +1,6 @@
 """The FastAPI application; app.serving serves it."""
 
+import asyncio
 import logging
 import re
 import time
@@ -8,6 +9,7 @@ from contextlib import asynccontextmanager
 from http import HTTPStatus
 from typing import Any
 
+from anyio import to_thread
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
@@ -49,13 +51,24 @@ from app.metrics import REQUEST_COUNT, REQUEST_SECONDS
 from app.principal import Principal, confine
 from app.queue import Doorbell
 from app.services.advice import AdviseRequest
-from app.storage import StorageAway, StorageFull, open_storage
+from app.storage import Storage, StorageAway, StorageFull, open_storage
 
 log = logging.getLogger(__name__)
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 PROBLEM = "application/problem+json"
+SWEEP_S = 3600
 # A status of the tus protocol, which HTTP itself does not have.
 PHRASES = {460: "Checksum Mismatch"}
+
+
+async def _sweep(storage: Storage) -> None:
+    """Remove what uploads left on this machine's disk: it may be another than beat's."""
+    while True:
+        try:
+            await to_thread.run_sync(storage.sweep)
+        except OSError:
+            log.exception("cannot remove what uploads left")
+        await asyncio.sleep(SWEEP_S)
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -68,7 +81,9 @@ def create_app(settings: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        sweeping = asyncio.create_task(_sweep(parts.storage))
         yield
+        sweeping.cancel()
         await parts.watcher.close()
         database.close()
 

@@ -79,6 +79,8 @@ def addresses_of(url: str, allowed: Iterable[Network]) -> list[Address]:
         raise NotAllowed(f"it is no URL: {error}") from None
     if parsed.scheme not in ("http", "https") or not parsed.host:
         raise NotAllowed("it must begin with https:// and a host name")
+    if parsed.port is not None and not 0 < parsed.port < 2**16:
+        raise NotAllowed(f"there is no port {parsed.port}")
     if parsed.userinfo:
         raise NotAllowed("it must not hold a user name or password")
     try:

@@ -114,7 +114,6 @@ class LocalStorage:
         self._partials_for = partials_for
         self.spool = _own(root / "spool")
         self.partials = _own(root / "partials")
-        self.sweep()
 
     def _path(self, digest: str) -> Path:
         return self.root / _key(digest)
@@ -204,7 +203,6 @@ class S3Storage:
         self.spool = _own(Path(tempfile.gettempdir()) / f"litesmith-spool-{os.getuid()}")
         self.partials = _own(settings.root / "partials")
         self._partials_for = timedelta(days=settings.partial_retention_days)
-        self.sweep()
         config: dict[str, str] = {"region": settings.s3_region}
         if settings.s3_endpoint:
             config["endpoint"] = settings.s3_endpoint

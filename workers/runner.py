@@ -91,8 +91,7 @@ class Child:
     """One started process, waiting for its one piece of work.
 
     Its work is laid out before in `directory`, and what the work reads in `inputs`, which is
-    `directory / "in"` to the child: it may only read there, as files there may be those of the
-    storage itself.
+    `directory / "in"` to the child: it may only read there.
     """
 
     def __init__(self, kind: Kind, site: Site, *, network: bool = False) -> None:

@@ -188,7 +188,7 @@ def _claim_work_dir(directory: Path) -> IO[bytes]:
 
 
 def _site(settings: Settings, work_dir: Path) -> Site:
-    compiler = shutil.which(settings.edgetpu_compiler)
+    compiler = compilers.find_edgetpu(settings.edgetpu_compiler)
     # It must be there to be opened to children.
     settings.latency_lock.touch()
     if settings.sandbox_user is not None:
@@ -210,6 +210,7 @@ class Worker:
         self.id = f"{socket.gethostname()}-{os.getpid()}-{new_id('wrk')[-6:]}"
         self.database = Database(settings.database)
         self.storage: Storage = open_storage(settings)
+        self.storage.sweep()
         self.doorbell = Doorbell(settings.broker)
         wanted: dict[Kind, int] = {
             "light": settings.light_spares,
@@ -301,7 +302,7 @@ class Worker:
             except StorageAway:
                 # As when the database is away: it waits, and nothing has failed.
                 log.exception("the storage does not answer", extra={"task": claim.kind})
-                self._hand_back(claim, STORAGE_AWAY_S)
+                self._return(claim, failed=False, seconds=STORAGE_AWAY_S)
             except Exception as error:
                 log.exception("task failed", extra={"task": claim.kind})
                 # Of a database that went away under it: no fault of the task.
@@ -311,7 +312,7 @@ class Worker:
             log.info("task ended", extra={"task": claim.kind, "duration_s": seconds})
             self.spares.refill()
 
-    def _return(self, claim: Claim, *, failed: bool) -> None:
+    def _return(self, claim: Claim, *, failed: bool, seconds: float = 0.0) -> None:
         """Give the task back, or up where it has `failed` too often, as soon as the database
         answers. Past the lease, the reconciler does."""
         while True:
@@ -319,7 +320,7 @@ class Worker:
                 if failed:
                     self._give_back_or_up(claim)
                 else:
-                    self._hand_back(claim, 0.0)
+                    self._hand_back(claim, seconds)
                 return
             except AWAY:
                 log.warning("cannot give the task back: the database is away")
@@ -433,12 +434,22 @@ class Worker:
                     error.log_tail = log_tail(directory)
                 raise
             kept = {name: made_file(directory, path) for name, path in outputs(result).items()}
-            files = {name: store_file(self.storage, path) for name, path in kept.items()}
+            files = {name: self._store(lease, path) for name, path in kept.items()}
             sizes = {name: _gzip_size(path) for name, path in kept.items() if gzipped(name)}
             self._await_database(lease)
             return Made(result, files, sizes, round(time.perf_counter() - started, 3))
         finally:
             child.close()
+
+    def _store(self, lease: Lease, path: Path) -> Stored:
+        """Keep a file, as soon as the storage answers: it may have taken hours. Raises Stopped."""
+        while not lease.should_stop():
+            try:
+                return store_file(self.storage, path)
+            except StorageAway:
+                log.warning("the result waits: the storage does not answer")
+                time.sleep(STORAGE_AWAY_S)
+        raise Stopped
 
     def _fetch(self, name: str, digest: str, to: Path) -> None:
         try:

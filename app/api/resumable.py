@@ -118,7 +118,7 @@ def create_upload(
                 tenant_id=tenant,
                 created_at=now(),
                 kind=kind,
-                name=given.get("name") or given.get("filename"),
+                name=uploads.clean_name(given.get("name") or given.get("filename"), "") or None,
                 length=upload_length,
                 upload_metadata=upload_metadata,
                 announced_sha256=sha256,
@@ -342,6 +342,9 @@ def _store(parts: Parts, tenant: str, row: PartialRow, held: Partial) -> None:
         if row.announced_sha256 not in (None, digest):
             raise mismatch("the whole file")
         format_ = recognize(row.kind, held.path)
+    except FileNotFoundError:
+        # It was given up meanwhile.
+        raise partial.gone(row.id) from None
     except ServiceError:
         with parts.database.write() as session:
             session.delete(one(session, PartialRow, tenant, "upload", row.id))

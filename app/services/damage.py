@@ -18,6 +18,6 @@ def forget(session: Session, digest: str) -> None:
         delete(StepRow)
         .where(holding)
         .returning(StepRow.key)
-        .execution_options(synchronize_session=False)
+        .execution_options(synchronize_session=False, all_tenants=True)
     ).all()
     log.error("stored file damaged or gone", extra={"sha256": digest, "steps": len(forgotten)})

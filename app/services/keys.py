@@ -8,8 +8,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from hashlib import sha256
+from pathlib import Path
 
-from sqlalchemy import inspect, or_, select, update
+from sqlalchemy import inspect, make_url, or_, select, update
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
@@ -108,6 +109,9 @@ def sign_command(session: Session, tenant_id: str, action: str, key_id: str) -> 
     sign(session, principal_of(tenant_id, None, []), action, key_id)
 
 
+NO_TABLES = "Not started: the database lacks tables.\n  next: `litesmith migrate`"
+
+
 def any_usable(session: Session) -> bool:
     unexpired = or_(KeyRow.expires_at.is_(None), KeyRow.expires_at > now())
     usable = select(KeyRow.id).where(KeyRow.revoked_at.is_(None), unexpired)
@@ -118,10 +122,13 @@ def refusal(settings: Settings) -> str | None:
     """Why the api must not start: it asks for keys, and there is none that it could accept."""
     if not settings.asks_for_keys:
         return None
+    url = make_url(settings.database)
+    if url.get_backend_name() == "sqlite" and not Path(url.database or "").exists():
+        return NO_TABLES
     database = Database(settings.database)
     try:
         if not inspect(database.engine).has_table(KeyRow.__tablename__):
-            return "Not started: the database lacks tables.\n  next: `litesmith migrate`"
+            return NO_TABLES
         with database.read() as session:
             if any_usable(session):
                 return None

@@ -15,7 +15,7 @@ from app.config import Settings
 from app.db import insert
 from app.domain.jobs import ACTIVE, TERMINAL, Status
 from app.errors import ServiceError
-from app.tables import ArtifactRow, DatasetRow, JobRow, ModelRow, QuotaRow, now
+from app.tables import ArtifactRow, DatasetRow, JobRow, ModelRow, PartialRow, QuotaRow, now
 
 UNLIMITED = -1
 LIMITS = ("max_storage_bytes", "max_concurrent_jobs", "max_jobs_per_day", "max_queued_jobs")
@@ -109,14 +109,19 @@ def _of(tenant_id: str | None) -> dict[str, bool]:
 
 
 def storage_bytes(session: Session, tenant_id: str) -> int:
-    """Bytes of the tenant's models, datasets and artifacts, the same content counted once."""
+    """Bytes of the tenant's models, datasets and artifacts, the same content counted once, and of
+    the uploads that are under way, as they were announced."""
     contents = union(
         *(
             select(table.sha256, table.size_bytes).where(table.tenant_id == tenant_id)
             for table in (ModelRow, DatasetRow, ArtifactRow)
         )
     ).subquery()
-    return int(session.scalar(select(func.sum(contents.c.size_bytes))) or 0)
+    coming = select(func.sum(PartialRow.length)).where(
+        PartialRow.tenant_id == tenant_id, PartialRow.subject_id.is_(None)
+    )
+    kept = session.scalar(select(func.sum(contents.c.size_bytes))) or 0
+    return int(kept) + int(session.scalar(coming) or 0)
 
 
 def check_storage(

@@ -349,6 +349,9 @@ def test_a_database_without_tables_is_told(tmp_path: Path) -> None:
     refusal = keys.refusal(Settings.model_validate(empty))
     assert refusal is not None
     assert "litesmith migrate" in refusal
+    # Not even a folder for it: SQLite says of that what it says of one that is away.
+    nowhere = Settings(host="0.0.0.0", data_dir=tmp_path / "nowhere")
+    assert "litesmith migrate" in (keys.refusal(nowhere) or "")
     listed = command("list", **empty)
     assert listed.exit_code == 2
     assert "litesmith migrate" in listed.stderr

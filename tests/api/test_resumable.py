@@ -278,3 +278,8 @@ def test_what_nobody_goes_on_with_is_gone(service: Service) -> None:
         connection.commit()
     assert service.http.head(path, headers=TUS).status_code == 410
     problem(append(service, path, 1, b"x"), 410, "upload_expired")
+
+
+def test_a_name_is_kept_as_people_can_read_it(service: Service) -> None:
+    path = create(service, 5, name="a\0b\x1b[31m.tflite")
+    assert service.http.get(path).json()["name"] == "ab[31m.tflite"

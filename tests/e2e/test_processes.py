@@ -85,6 +85,20 @@ def test_nothing_is_left_running(tmp_path: Path, how: str) -> None:
         supervisor.returncode = 0
 
 
+def test_a_service_with_time_to_drain_waits_for_what_runs(tmp_path: Path, files: Files) -> None:
+    with embedded(tmp_path / "data", light_spares=1, fast_slots=1, drain_s=60) as service:
+        model = service.upload("model", files.tflite)["id"]
+        _, child = service.hang(model=model, variants=["float16"])
+        supervisor = service.processes["serve"]
+        supervisor.send_signal(signal.SIGTERM)
+        with pytest.raises(subprocess.TimeoutExpired):
+            supervisor.wait(3)
+        child.resume()
+        assert supervisor.wait(30) == 0
+        assert list((service.data_dir / "work").glob("*/")) == []
+        assert '"task ended"' in service.log("worker").rpartition("Warm shutdown")[2]
+
+
 def test_a_broker_that_loses_everything_loses_no_job(
     service: Service, model: str, dataset: str, finished: dict[str, Any]
 ) -> None:

@@ -51,6 +51,7 @@ def test_addresses_of_the_internet_are_public(text: str) -> None:
         "", "example", "ftp://example.com", "file:///etc/passwd", "https://", "https://[::1",
         "https://user:secret@example.com/", "gopher://127.0.0.1:6379/_", "unix:///run/x.sock",
         "https://exa mple.com", f"https://{'a' * 70}.example/", "https://\0/",
+        "http://127.0.0.1:99999/", "http://127.0.0.1:0/",
     ],
 )  # fmt: skip
 def test_what_is_no_web_address_is_refused(url: str) -> None:

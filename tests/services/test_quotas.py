@@ -10,7 +10,7 @@ from app.config import Settings
 from app.db import Database
 from app.errors import ServiceError
 from app.services import quotas
-from app.tables import ArtifactRow, JobRow, ModelRow, QuotaRow, VariantRow, new_id, now
+from app.tables import ArtifactRow, JobRow, ModelRow, PartialRow, QuotaRow, VariantRow, new_id, now
 
 
 def job(database: Database, tenant: str = "a", status: str = "queued", **more: Any) -> str:
@@ -121,6 +121,21 @@ def test_storage_counts_the_same_bytes_once(database: Database) -> None:
     assert "130 of 150" in caught.value.detail
     refused(database, 507, "quota_exceeded", tenant_max_storage_bytes=130)
     admit(database, tenant_max_storage_bytes=131)
+
+
+def test_uploads_under_way_count_as_announced(database: Database) -> None:
+    with database.write() as session:
+        for tenant, became in (("a", None), ("a", "mdl_1"), ("b", None)):
+            session.add(
+                PartialRow(id=new_id("upl"), tenant_id=tenant, kind="model", length=100,
+                           upload_metadata="", subject_id=became, expires_at=now())
+            )  # fmt: skip
+    with database.read() as session:
+        assert quotas.storage_bytes(session, "a") == 100
+        with pytest.raises(ServiceError, match="100 of 150"):
+            quotas.check_storage(
+                session, Settings(tenant_max_storage_bytes=150), "a", 51, what="this"
+            )
 
 
 def test_a_tenants_own_limits_win(database: Database) -> None:

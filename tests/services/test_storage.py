@@ -142,6 +142,16 @@ def test_a_copy_is_no_way_into_the_storage(storage: Storage, tmp_path: Path) -> 
     assert is_intact(storage, stored)
 
 
+def test_to_open_the_storage_removes_nothing(tmp_path: Path) -> None:
+    left = open_storage(Settings(data_dir=tmp_path)).spool / "left"
+    left.write_bytes(b"half an upload")
+    os.utime(left, (0, 0))
+    storage = open_storage(Settings(data_dir=tmp_path))
+    assert left.exists()
+    storage.sweep()
+    assert not left.exists()
+
+
 def test_what_is_written_anew_while_garbage_is_collected_stays(tmp_path: Path) -> None:
     storage = open_storage(Settings(data_dir=tmp_path))
     assert isinstance(storage, LocalStorage)
