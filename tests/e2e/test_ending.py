@@ -202,6 +202,7 @@ def test_readiness_names_the_queue_that_nobody_serves(crew: Crew) -> None:
     checks = service.http.get("/readyz").json()["checks"]
     assert "inspect, fast, train" in checks["worker"]
     env = environment(**crew.settings)
+    before = service.log("worker").count(" ready.")
     crew.employed.append(
         start(["worker", "--queues", "fast"], service.data_dir / "worker.log", env)
     )
@@ -215,3 +216,5 @@ def test_readiness_names_the_queue_that_nobody_serves(crew: Crew) -> None:
     assert {name for name, state in checks.items() if state == "ok"} == {
         "database", "schema", "broker", "storage",
     }  # fmt: skip
+    # Where these tests run in the background, SIGINT is ignored until a worker hears signals.
+    until(lambda: service.log("worker").count(" ready.") > before, "it hears signals")

@@ -45,7 +45,7 @@ def test_what_a_killed_process_left_in_the_spool_goes_with_the_next_start(tmp_pa
     (spool / "old").touch()
     os.utime(spool / "old", (0, 0))
     (spool / "new").touch()
-    open_storage(Settings(data_dir=tmp_path))
+    open_storage(Settings(data_dir=tmp_path)).sweep()
     assert [path.name for path in spool.iterdir()] == ["new"]
 
 
