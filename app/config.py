@@ -62,7 +62,7 @@ class Settings(BaseSettings):
     webhook_retry_s: Annotated[list[float], NoDecode] = [
         *(5, 60, 300, 1800, 7200, 18_000, 28_800, 28_800)
     ]
-    webhook_slots: int = Field(default=4, ge=1)
+    webhook_slots: int = Field(default=4, ge=0)
 
     fast_slots: int = Field(default=max(1, (os.cpu_count() or 1) // 2), ge=1)
     train_slots: int = Field(default=1, ge=1)

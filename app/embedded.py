@@ -151,7 +151,8 @@ def _serve(settings: Settings) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
     started = time.monotonic()
-    url = f"http://{settings.host}:{settings.port}"
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    url = f"http://{host}:{settings.port}"
     if (taken := _port_taken(settings)) is not None:
         typer.secho(taken, fg="red", err=True)
         return 1
@@ -195,7 +196,8 @@ def _ask_to_end(parts: list[Part]) -> None:
 
 
 def _port_taken(settings: Settings) -> str | None:
-    with socket.socket() as probe:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((settings.host, settings.port))

@@ -73,6 +73,14 @@ def create(settings: Settings, queues: list[str]) -> Celery:
     return app
 
 
+def served(queues: list[str], slots: dict[str, int]) -> list[str]:
+    """The queues asked for, with those that go with `fast`, but for those without slots: a worker
+    that may not reach out has none for webhooks."""
+    if "fast" in queues:
+        queues = [*queues, *(name for name in ("inspect", "webhooks") if name not in queues)]
+    return [name for name in queues if slots[name]]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Run a worker.")
     parser.add_argument("--queues", default=",".join(QUEUES))
@@ -82,9 +90,8 @@ def main() -> None:
     queues = [name for name in arguments.queues.split(",") if name]
     if unknown := set(queues) - set(QUEUES):
         parser.error(f"no such queue: {', '.join(sorted(unknown))}; there are {', '.join(QUEUES)}")
-    if "fast" in queues:
-        queues += [name for name in ("inspect", "webhooks") if name not in queues]
     slots = slots_of(settings)
+    queues = served(queues, slots)
     concurrency = arguments.concurrency or sum(slots[name] for name in queues)
     create(settings, queues).worker_main(
         [
