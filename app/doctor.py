@@ -12,13 +12,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
 from sqlalchemy import make_url
 
 from app import __version__
 from app.config import Settings
-from app.db import MIGRATIONS, Database
+from app.db import Database, newest_schema, schema_of
+from app.masking import masking
 from app.queue import Doorbell
 from app.storage import open_storage
 
@@ -109,7 +108,7 @@ def _service(settings: Settings) -> Iterator[Finding]:
         except Exception as error:
             # Whatever a part fails with is the answer here.
             told = " ".join(f"{type(error).__name__}: {error}".split())
-            yield Finding("service", part, "wrong", _without_secrets(told, settings)[:300])
+            yield Finding("service", part, "wrong", masking(settings)(told)[:300])
 
 
 def _database(settings: Settings) -> str:
@@ -118,11 +117,9 @@ def _database(settings: Settings) -> str:
         raise FileNotFoundError(f"{url.database}: run `litesmith migrate` or `litesmith serve`")
     database = Database(settings.database)
     try:
-        with database.engine.connect() as connection:
-            held = MigrationContext.configure(connection).get_current_revision()
+        held, newest = schema_of(database), newest_schema()
     finally:
         database.close()
-    newest = ScriptDirectory(str(MIGRATIONS)).get_current_head()
     if held != newest:
         raise RuntimeError(f"its schema is {held}, this version's {newest}: `litesmith migrate`")
     return f"{url.render_as_string(hide_password=True)}, schema {held}"
@@ -136,15 +133,6 @@ def _storage(settings: Settings) -> str:
 def _broker(settings: Settings) -> str:
     Doorbell(settings.broker).check()
     return "answers"
-
-
-def _without_secrets(text: str, settings: Settings) -> str:
-    urls = (settings.database_url, settings.broker_url)
-    passwords = [url.rsplit("@", 1)[0].rsplit(":", 1)[-1] for url in urls if url and "@" in url]
-    for secret in (*passwords, settings.s3_secret_access_key):
-        if secret:
-            text = text.replace(secret, "***")
-    return text
 
 
 def _version(package: str) -> str | None:

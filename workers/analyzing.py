@@ -7,7 +7,8 @@ from app.domain.work import AnalyzeWork
 from app.services import analyses
 from app.tables import AnalysisRow
 from workers.common import drop, limits
-from workers.worker import Lease, Worker
+from workers.lease import Lease
+from workers.worker import Worker
 
 
 def analyze(worker: Worker, lease: Lease) -> None:

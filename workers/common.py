@@ -23,9 +23,10 @@ from app.storage import Stored, is_intact
 from app.tables import JobRow, StepRow, VariantRow
 from workers import steps
 from workers.compilers import EDGETPU, find_edgetpu
+from workers.lease import Lease
 from workers.plan import Plan, Source
 from workers.runner import Limits
-from workers.worker import Lease, Worker
+from workers.worker import Worker
 
 log = logging.getLogger(__name__)
 

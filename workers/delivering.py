@@ -10,8 +10,9 @@ from app.services import webhooks
 from app.services.webhooks import Outcome
 from app.tables import DeliveryRow, WebhookRow, now
 from workers.common import drop
+from workers.lease import Lease
 from workers.runner import Stopped
-from workers.worker import Lease, Worker
+from workers.worker import Worker
 
 STOPPING_S = 0.2
 

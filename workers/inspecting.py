@@ -12,8 +12,9 @@ from app.services import starting, uploads
 from app.tables import DatasetRow, ModelRow
 from workers import steps
 from workers.common import drop, limits
+from workers.lease import Lease
 from workers.plan import convert_key, tools
-from workers.worker import Lease, Worker
+from workers.worker import Worker
 
 
 def inspect_model(worker: Worker, lease: Lease) -> None:

@@ -36,8 +36,9 @@ from workers.common import (
     progress,
     succeed,
 )
+from workers.lease import Lease
 from workers.plan import Plan, calibration_options, settle
-from workers.worker import Lease, Made, Worker
+from workers.worker import Made, Worker
 
 BUSY_S = 0.3
 INSPECTING_S = 1.0

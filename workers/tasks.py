@@ -8,9 +8,10 @@ from collections.abc import Callable
 from workers.analyzing import analyze
 from workers.delivering import deliver
 from workers.inspecting import inspect_dataset, inspect_model
+from workers.lease import Lease
 from workers.preparing import prepare
 from workers.variants import variant
-from workers.worker import Lease, Worker
+from workers.worker import Worker
 
 HANDLERS: dict[str, Callable[[Worker, Lease], None]] = {
     "inspect_model": inspect_model,

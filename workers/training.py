@@ -28,9 +28,10 @@ from app.storage import Stored
 from app.tables import JobRow, StepRow
 from workers import steps
 from workers.common import data_source, float_model, limits, model_source, progress
+from workers.lease import Lease
 from workers.plan import Plan
 from workers.steps import Standing
-from workers.worker import Lease, Made, Worker
+from workers.worker import Made, Worker
 
 # Who makes the stage wakes those who wait for it; this is for a maker that failed.
 BUSY_S = 5.0

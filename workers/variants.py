@@ -27,9 +27,10 @@ from workers.common import (
     progress,
     target_work,
 )
+from workers.lease import Lease
 from workers.plan import Plan, calibration_options
 from workers.training import StageFailed, Trained
-from workers.worker import Lease, Made, Worker, storing
+from workers.worker import Made, Worker, storing
 
 BUSY_S = 0.3
 

@@ -1,12 +1,9 @@
 """A worker process: takes due tasks, holds their leases, runs their work in children."""
 
-import contextlib
-import fcntl
 import logging
 import os
 import shutil
 import socket
-import sys
 import threading
 import time
 import zlib
@@ -14,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
@@ -50,9 +47,11 @@ from app.storage import (
 )
 from app.tables import WorkerRow, new_id, now
 from workers import compilers, runner
+from workers.lease import Lease
 from workers.outcome import Killed, log_tail, made_file
-from workers.runner import Kind, Limits, Site, Spares, Stopped
+from workers.runner import Kind, Limits, Spares, Stopped
 from workers.sandbox import probe
+from workers.site import claim_work_dir, site_of
 
 log = logging.getLogger(__name__)
 
@@ -84,48 +83,6 @@ RETRY_S = 0.5
 
 class ChildKilled(Exception):
     """Somebody killed the child: no finding about the file, so that it is made again."""
-
-
-class Lease:
-    """Keeps a claimed task's lease while its work runs, and learns that it is lost: because the
-    job was cancelled, or another worker runs the task."""
-
-    def __init__(self, worker: "Worker", claim: Claim) -> None:
-        self.claim = claim
-        self.lost = False
-        self._worker = worker
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
-
-    def __enter__(self) -> "Lease":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self._thread.join()
-
-    def should_stop(self) -> bool:
-        return self.lost or self._worker.handing_back.is_set()
-
-    def _keep(self) -> None:
-        settings = self._worker.settings
-        held_until = time.monotonic() + settings.lease_s
-        while not self._ended.wait(settings.heartbeat_s):
-            try:
-                self._beat()
-                held_until = time.monotonic() + settings.lease_s
-            except LeaseLost:
-                self.lost = True
-                return
-            except Exception:
-                # The database may be away for a moment; past the lease, somebody else may run it.
-                log.exception("heartbeat failed")
-                self.lost = time.monotonic() > held_until
-
-    def _beat(self) -> None:
-        with self._worker.database.write() as session:
-            queue.renew(session, self.claim, self._worker.settings.lease_s)
 
 
 @dataclass(frozen=True)
@@ -173,35 +130,6 @@ def storing() -> Iterator[None]:
         ) from error
 
 
-def _claim_work_dir(directory: Path) -> IO[bytes]:
-    """Make a worker's own directory, locked while it lives; remove those of killed workers."""
-    directory.mkdir(parents=True)
-    with (directory.parent / "lock").open("wb") as turn:
-        fcntl.flock(turn, fcntl.LOCK_EX)
-        lock = (directory / "lock").open("wb")
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        for other in directory.parent.glob("*/lock"):
-            with contextlib.suppress(OSError), other.open("rb") as its_lock:
-                fcntl.flock(its_lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(other.parent, ignore_errors=True)
-    return lock
-
-
-def _site(settings: Settings, work_dir: Path) -> Site:
-    compiler = compilers.find_edgetpu(settings.edgetpu_compiler)
-    # It must be there to be opened to children.
-    settings.latency_lock.touch()
-    if settings.sandbox_user is not None:
-        os.chown(settings.latency_lock, settings.sandbox_user, -1)
-    return Site(
-        work_dir=work_dir,
-        mode=settings.sandbox,
-        readable=(settings.latency_lock,),
-        tools=(Path(sys.executable), *([Path(compiler)] if compiler else [])),
-        user=settings.sandbox_user,
-    )
-
-
 class Worker:
     """The parts of a worker process; `run_queue` is called for every doorbell."""
 
@@ -218,8 +146,8 @@ class Worker:
         }
         self.sandbox = probe.check(settings.sandbox, settings.sandbox_user)
         self._work_dir = settings.work_dir / self.id
-        self._work_lock = _claim_work_dir(self._work_dir)
-        self._site = _site(settings, self._work_dir)
+        self._work_lock = claim_work_dir(self._work_dir)
+        self._site = site_of(settings, self._work_dir)
         self.spares = Spares(wanted, self._site)
         self.compilers = compilers.installed(settings.edgetpu_compiler)
         # Set at the first signal to end: nothing more is claimed.
@@ -293,7 +221,7 @@ class Worker:
         started = time.perf_counter()
         with logged_as(claim.request_id, claim.subject_id):
             try:
-                with Lease(self, claim) as lease:
+                with Lease(self.database, self.settings, claim, self.handing_back) as lease:
                     handle(self, lease)
             except LeaseLost:
                 log.info("stopped: cancelled, or given away", extra={"task": claim.kind})

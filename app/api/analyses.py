@@ -17,7 +17,7 @@ from app.api.uploads import creating, once_more_on_conflict
 from app.domain.edgetpu import COMPILER_PATTERN, AnalysisOptions
 from app.errors import ServiceError, invalid
 from app.logging import request_id
-from app.services import analyses
+from app.services import analyses, quotas
 from app.storage import Stored
 from app.tables import AnalysisRow
 
@@ -111,7 +111,7 @@ async def create_analysis(
     else:
         async with receiving(request, parts) as received:
             options = _options(query | received.texts)
-            stored = await run_in_threadpool(_keep, received)
+            stored = await run_in_threadpool(_keep, parts, tenant, received)
         accepted = await run_in_threadpool(
             _create, request, parts, tenant, stored, options, idempotency_key
         )
@@ -169,12 +169,16 @@ def _misfit(error: ValidationError) -> ServiceError:
     )
 
 
-def _keep(received: Received) -> Stored:
-    """The received file in the storage. ServiceError 415 or 422 where it is no .tflite."""
+def _keep(parts: Parts, tenant: str, received: Received) -> Stored:
+    """The received file in the storage. ServiceError 415 or 422 where it is no .tflite, 507 where
+    the tenant's storage is full."""
     spool = received.files.get("file")
     if spool is None:
         raise invalid("missing_file", "file", "the form has no such part", "Use -F file=@PATH.")
     analyses.recognize(spool.path)
+    with parts.database.read() as session:
+        what = f"this file of {spool.size_bytes} bytes"
+        quotas.check_storage(session, parts.settings, tenant, spool.size_bytes, what=what)
     return spool.keep()
 
 

@@ -9,17 +9,29 @@ from datetime import datetime
 from email.utils import format_datetime
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
 
 from app.api import uploads
 from app.api.append import CHECKSUMS, append_body, mismatch, parse_checksum
-from app.api.deps import Cursor, Limit, Parts, Tenant, TheParts, location, one, owned, page
+from app.api.deps import (
+    Cursor,
+    Limit,
+    Parts,
+    Tenant,
+    TheParts,
+    ThePrincipal,
+    location,
+    one,
+    owned,
+    page,
+)
 from app.api.idempotency import IdempotencyKey, answered, fingerprint_of, remember
 from app.api.receive import too_large
 from app.api.schemas import Page, PartialRead
 from app.errors import ServiceError, invalid
+from app.principal import Principal
 from app.services import partial, quotas
 from app.services.partial import Partial
 from app.services.uploads import recognize
@@ -35,22 +47,13 @@ Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
 class TusRoute(APIRoute):
-    """A route whose requests and answers name the version of the protocol; a plain GET is ours."""
+    """A route whose answers name the version of the protocol, errors too."""
 
     def get_route_handler(self) -> Handler:
         handle = super().get_route_handler()
 
         async def tus(request: Request) -> Response:
-            theirs = request.headers.get("tus-resumable")
             try:
-                if theirs != VERSION and request.method not in ("GET", "OPTIONS"):
-                    raise ServiceError(
-                        412,
-                        "unsupported_version",
-                        f"The request needs 'Tus-Resumable: {VERSION}'.",
-                        "Use a client of the tus protocol, or PUT the file to /v1/models.",
-                        headers={"Tus-Version": VERSION},
-                    )
                 response = await handle(request)
             except ServiceError as error:
                 error.headers["Tus-Resumable"] = VERSION
@@ -61,7 +64,26 @@ class TusRoute(APIRoute):
         return tus
 
 
-router = APIRouter(prefix="/v1/uploads", tags=["uploads"], route_class=TusRoute)
+def of_this_version(request: Request) -> None:
+    """ServiceError 412 where a request does not name the version; a plain GET is ours. Asked after
+    who it is that asks: dependencies of the application come first."""
+    if request.method in ("GET", "OPTIONS") or request.headers.get("tus-resumable") == VERSION:
+        return
+    raise ServiceError(
+        412,
+        "unsupported_version",
+        f"The request needs 'Tus-Resumable: {VERSION}'.",
+        "Use a client of the tus protocol, or PUT the file to /v1/models.",
+        headers={"Tus-Version": VERSION},
+    )
+
+
+router = APIRouter(
+    prefix="/v1/uploads",
+    tags=["uploads"],
+    route_class=TusRoute,
+    dependencies=[Depends(of_this_version)],
+)
 
 Length = Annotated[int, Header(ge=0, le=2**53, description="Bytes of the whole file.")]
 Metadata = Annotated[
@@ -195,15 +217,15 @@ def _find(parts: Parts, tenant: str, id_: str) -> PartialRow:
 
 
 @router.get("/{id}", operation_id="get_upload", name="get_upload")
-def get_upload(parts: TheParts, tenant: Tenant, id: str) -> PartialRead:
+def get_upload(parts: TheParts, principal: ThePrincipal, id: str) -> PartialRead:
     """How far an upload is, and the model or dataset that it became."""
-    return _read(parts, _settle(parts, tenant, id))
+    return _read(parts, _settle(parts, principal, id))
 
 
 @router.head("/{id}", include_in_schema=False)
-def get_offset(parts: TheParts, tenant: Tenant, id: str) -> Response:
+def get_offset(parts: TheParts, principal: ThePrincipal, id: str) -> Response:
     """Where to go on."""
-    row = _settle(parts, tenant, id)
+    row = _settle(parts, principal, id)
     headers = _progress(row, partial.offset_of(parts.storage, row))
     headers |= {"Upload-Length": str(row.length), "Cache-Control": "no-store"}
     if row.upload_metadata:
@@ -211,10 +233,13 @@ def get_offset(parts: TheParts, tenant: Tenant, id: str) -> Response:
     return Response(None, 200, headers)
 
 
-def _settle(parts: Parts, tenant: str, id_: str) -> PartialRow:
+def _settle(parts: Parts, principal: Principal, id_: str) -> PartialRow:
     """The upload; one that is whole is finished first, should its process have died at that: who
-    finds nothing left to send does not come again."""
+    finds nothing left to send does not come again. A key that may only read finishes nothing."""
+    tenant = principal.tenant_id
     row = _find(parts, tenant, id_)
+    if "write" not in principal.scopes:
+        return row
     if row.subject_id is None and partial.offset_of(parts.storage, row) == row.length:
         row, held = _hold(parts, tenant, id_)
         try:

@@ -14,7 +14,8 @@ from sqlalchemy import update
 from tenants import World, routes, world
 
 from app.db import Database
-from app.tables import JobRow
+from app.services import partial
+from app.tables import JobRow, PartialRow
 
 TFLITE = b"    TFL3 new"
 OPEN = {
@@ -145,6 +146,27 @@ def test_lists_hold_rows_of_the_tenant_alone(w: World) -> None:
             assert own.ids[path.split("/")[2]] in shown
     by_model = w.send("GET", f"/v1/jobs?model={other.ids['models']}", own.keys["read"])
     assert by_model.json()["items"] == []
+
+
+def test_who_asks_is_told_before_what_an_upload_lacks(w: World) -> None:
+    tenant = w.tenants["default"]
+    old = {"headers": {"tus-resumable": "0.1"}, "content": b"x"}
+    path = f"/v1/uploads/{tenant.ids['uploads']}"
+    problem(w.send("PATCH", path, None, **old), 401, "unauthenticated")
+    problem(w.send("PATCH", path, tenant.keys["read"], **old), 403, "missing_scope")
+    problem(w.send("PATCH", path, tenant.keys["write"], **old), 412, "unsupported_version")
+
+
+def test_a_key_that_may_only_read_finishes_no_upload(w: World) -> None:
+    tenant = w.tenants["default"]
+    content = TFLITE + b"whole"
+    path = f"/v1/uploads/{tenant.ids['uploads']}"
+    with w.database.write() as session:
+        session.get_one(PartialRow, tenant.ids["uploads"]).length = len(content)
+    storage = w.app.state.parts.storage
+    partial.path_of(storage, tenant.ids["uploads"]).write_bytes(content)
+    assert w.send("GET", path, tenant.keys["read"]).json()["model"] is None
+    assert w.send("GET", path, tenant.keys["write"]).json()["model"] is not None
 
 
 def test_a_foreign_id_in_a_body_is_unknown(w: World) -> None:

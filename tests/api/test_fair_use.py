@@ -122,6 +122,10 @@ def test_a_full_storage_takes_nothing_new(start: Start, files: Files) -> None:
     other = api.http.post("/v1/datasets", headers=headers, content=files.npz.read_bytes())
     told = problem(other, 507, "quota_exceeded")
     assert f"{size} of {size + 10}" in told["detail"]
+    for path, more in (("/v1/analyze", {}), ("/v1/uploads", {"Upload-Length": "1000"})):
+        sent = headers | {"Tus-Resumable": "1.0.0"} | more
+        refused = api.http.post(path, headers=sent, content=files.tflite.read_bytes())
+        problem(refused, 507, "quota_exceeded")
     # The same bytes again need no room, and others have theirs.
     again = api.http.post("/v1/models", headers=headers, content=files.tflite.read_bytes())
     assert (again.status_code, again.json()["id"]) == (200, first.json()["id"])

@@ -17,7 +17,8 @@ from app.db import Database
 from app.domain.work import Event
 from app.tables import TaskRow
 from workers import common
-from workers.worker import Lease, Worker
+from workers.lease import Lease
+from workers.worker import Worker
 
 
 def away(*, invalidated: bool) -> OperationalError:

@@ -21,7 +21,8 @@ from app.services import jobs
 from app.storage import Stored, open_storage, store_bytes
 from app.tables import JobRow, StepRow, TaskRow, VariantRow, new_id, now
 from workers import steps, variants
-from workers.worker import Lease, Made, Worker
+from workers.lease import Lease
+from workers.worker import Made, Worker
 
 TENANT = "default"
 Make = Callable[..., Made]

@@ -8,8 +8,9 @@ import pytest
 
 from app.storage import StorageAway, Stored
 from workers import worker
+from workers.lease import Lease
 from workers.runner import Stopped
-from workers.worker import Lease, Worker
+from workers.worker import Worker
 
 
 @pytest.mark.parametrize("stopped", [False, True])
